@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test check mutants lock clean
+
+run: .venv/.done ## the shop on the in-memory bus
+	@$(BIN)/python app.py demo
+
+test: .venv/.done ## every check and every test, the ones on a real RabbitMQ included
+	@BIN=$(BIN) sh scripts/test
+
+check: .venv/.done ## formatting, lint and types
+	@BIN=$(BIN) sh scripts/check
+
+mutants: .venv/.done ## break each guarantee and see its test go red
+	@$(BIN)/python -m tests.mutants
+
+lock: ## make requirements.lock anew from pyproject.toml (needs uv)
+	uv lock --quiet
+	uv export --quiet --frozen --all-groups --no-emit-project --no-header --no-annotate -o requirements.lock
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/.done: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make run PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip; ensurepip.version()' 2>/dev/null || { echo "This Python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; exit 2; }
+	@echo "Setting up .venv (once; under a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --no-index -e .
+	@touch $@
