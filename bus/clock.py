@@ -1,0 +1,32 @@
+"""Wall time and monotonic time: the only place that asks for them.
+
+Inside a running event loop the loop's clock is the truth: tests let it jump, and wall time jumps with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+
+Seconds: TypeAlias = float | timedelta
+"""A span of time: seconds as a number, or a timedelta."""
+
+
+def span(seconds: Seconds) -> timedelta:
+    """Return `seconds` as a timedelta."""
+    return seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+
+
+def now() -> datetime:
+    """Return wall time in UTC; it jumps with the running loop's clock where a test lets that jump."""
+    loop = asyncio._get_running_loop()  # noqa: SLF001 - None outside a loop, where the public call raises
+    skipped = getattr(loop, "skipped", 0.0) if loop is not None else 0.0
+    return datetime.fromtimestamp(time.time() + skipped, UTC)
+
+
+def monotonic() -> float:
+    """Return the running loop's clock, in seconds from an arbitrary start."""
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,83 @@
+"""Context: what a handler is told about its delivery, and the events that it will publish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from . import clock
+from .clock import Seconds, span
+from .errors import ConfigurationError
+from .event import Event
+from .message import Message, Outgoing, derived_id, wrap
+from .retry import LONGEST_DELAY
+
+
+class Context:
+    """What a handler is told: `message`, `attempt` (1 the first time), `first_failed_at`; and a way to publish.
+
+    What it publishes goes out together with the ack of the delivery, or not at all: a handler that fails afterwards
+    has published nothing. Ids are made from the message's id, so that a run repeated after a crash publishes the same.
+    """
+
+    __slots__ = ("_limit", "_outgoing", "_source", "_subscription", "attempt", "first_failed_at", "message")
+
+    def __init__(  # noqa: PLR0913 - plain data, passed by name
+        self,
+        message: Message,
+        *,
+        subscription: str,
+        source: str,
+        limit: int,
+        attempt: int = 1,
+        first_failed_at: datetime | None = None,
+    ) -> None:
+        self.message = message
+        self.attempt = attempt
+        self.first_failed_at = first_failed_at
+        self._subscription = subscription
+        self._source = source
+        self._limit = limit
+        self._outgoing: list[Outgoing] = []
+
+    def publish(  # noqa: PLR0913 - the arguments of Bus.publish
+        self,
+        *events: Event,
+        delay: Seconds = 0,
+        at: datetime | None = None,
+        required: bool = False,
+        to: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """Publish events together with this delivery's ack; returns their ids.
+
+        `delay` is in seconds or a timedelta, `at` a point in time with a zone instead. `required` fails the delivery
+        if no queue wants the event. `to` names one queue to send to. Raises MessageTooLarge at once.
+        """
+        wait = until(delay, at)
+        for event in events:
+            kind = event.__class__.__schema__.type or event.__class__.__name__
+            id = derived_id(self.message.id, self._subscription, len(self._outgoing), kind)
+            message = wrap(event, id=id, source=self._source, limit=self._limit, cause=self.message, headers=headers)
+            self._outgoing.append(Outgoing(message, wait, required, to))
+        return [outgoing.message.id for outgoing in self._outgoing[len(self._outgoing) - len(events) :]]
+
+    @property
+    def outgoing(self) -> tuple[Outgoing, ...]:
+        """What was published so far, as messages on their way out."""
+        return tuple(self._outgoing)
+
+
+def until(delay: Seconds, at: datetime | None) -> timedelta:
+    """Return how long to wait; zero, negative and past mean now. Raises ConfigurationError over 310 days."""
+    if at is None:
+        wait = span(delay)
+    elif delay:
+        raise ConfigurationError("publish: give delay= or at=, not both")
+    elif at.tzinfo is None:
+        raise ConfigurationError("publish: at= must have a time zone, such as datetime.now(UTC) + …")
+    else:
+        wait = at - clock.now()
+    if wait > LONGEST_DELAY:
+        raise ConfigurationError(f"publish: a delay of {wait} is longer than the longest there is, 310 days")
+    return max(wait, timedelta())

@@ -1,0 +1,126 @@
+"""Every error of Tidegate, and what to do about it.
+
+```
+TidegateError
+├── ConfigurationError      a mistake in settings, names, patterns, policies or wiring; found before anything runs
+│   └── TopologyMismatch    a queue or exchange exists at the broker with other arguments
+├── Undecodable             a body is not the event that it says it is
+│   ├── UnknownType         nobody registered an event of this type
+│   └── UnknownVersion      the event is of a newer version than this code knows
+├── PublishError            some messages of a publish are not stored; `fates` tells which
+│   ├── Unroutable          required=True, and no queue wanted the message
+│   ├── PublishRefused      the broker said no
+│   └── BusUnavailable      no connection, or no confirm, within the publish timeout
+├── MessageTooLarge         the body is over `BUS_MAX_MESSAGE_BYTES`
+├── AccessRefused           login, virtual host or permission refused
+├── DeliveryLost            the connection of a delivery is gone: the message comes again
+├── Reject                  raised by a handler: dead-letter at once
+└── RetryAfter              raised by a handler: try again after this delay
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from enum import Enum
+
+
+class TidegateError(Exception):
+    """The root of every error that Tidegate raises."""
+
+
+class ConfigurationError(TidegateError):
+    """A mistake in settings, names, patterns, policies or wiring; `problems` has one line for each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class TopologyMismatch(ConfigurationError):
+    """A queue or exchange exists at the broker with other arguments than this version declares."""
+
+
+class Undecodable(TidegateError):
+    """A body cannot be read as its event; `errors` has one line per field."""
+
+    def __init__(self, summary: str, errors: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([summary, *(f"  {error}" for error in errors)]))
+        self.errors = tuple(errors)
+
+
+class UnknownType(Undecodable):
+    """The message's type is not one that the handler subscribes to by class."""
+
+
+class UnknownVersion(Undecodable):
+    """The message's version is newer than the code knows, or older than its upcasts reach."""
+
+
+class Fate(Enum):
+    """What became of one message of a publish that failed."""
+
+    STORED = "stored"
+    REFUSED = "refused"
+    UNROUTABLE = "unroutable"
+    UNKNOWN = "unknown"
+
+
+class PublishError(TidegateError):
+    """Not every message was stored. `fates` maps each message id to what became of it.
+
+    `unknown` means that it may have been stored: publish it again with `id=` of the same value, so that whoever
+    got it already can tell.
+    """
+
+    def __init__(self, why: str, fates: Mapping[str, Fate]) -> None:
+        told = ", ".join(f"{id} {fate.value}" for id, fate in list(fates.items())[:5])
+        more = f" and {len(fates) - 5} more" if len(fates) > 5 else ""
+        super().__init__(f"{why} ({told}{more})")
+        self.fates = dict(fates)
+
+
+class Unroutable(PublishError):
+    """An event published with `required=True` matched no queue, or `to=` named a queue that does not exist."""
+
+
+class PublishRefused(PublishError):
+    """The broker refused to store a message: a full queue, no quorum, no permission to write, or no such exchange."""
+
+
+class BusUnavailable(PublishError):
+    """No connection to the broker, or no confirm from it, within the publish timeout."""
+
+
+class MessageTooLarge(TidegateError):
+    """An event's body is over the limit.
+
+    Publish a reference to the data instead of the data, or raise `BUS_MAX_MESSAGE_BYTES` for publishers and workers.
+    """
+
+    def __init__(self, type: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"{type}: the body has {size:,} bytes, the limit is {limit:,}. Publish a reference to the data instead, "
+            "or raise BUS_MAX_MESSAGE_BYTES for publishers and workers alike."
+        )
+
+
+class AccessRefused(TidegateError):
+    """The broker refused the login, the virtual host or a permission: waiting will not help."""
+
+
+class DeliveryLost(TidegateError):
+    """The connection on which a delivery came is gone, so that it cannot be settled. The broker sends it again."""
+
+
+class Reject(TidegateError):
+    """Raised by a handler: this message can never succeed; dead-letter it at once with this text as the reason."""
+
+
+class RetryAfter(TidegateError):
+    """Raised by a handler: try again after `delay` (seconds or a timedelta), if the policy has attempts left."""
+
+    def __init__(self, delay: float | timedelta, why: str = "") -> None:
+        self.delay = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+        super().__init__(why or f"the handler asked to be tried again after {self.delay.total_seconds():g} s")

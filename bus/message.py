@@ -1,0 +1,144 @@
+"""Messages: events on the wire, with the attributes of CloudEvents 1.0; every header name, once.
+
+Attribute names: https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md
+and the extensions of that repository. Headers of our own start with `tidegate-`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Final
+
+from . import clock
+from .errors import MessageTooLarge
+from .event import Event, encode, type_of
+
+
+CLOUDEVENTS_PREFIX: Final = "cloudEvents_"
+"""What we write before a CloudEvents attribute."""
+CLOUDEVENTS_PREFIXES: Final = ("cloudEvents_", "cloudEvents:", "ce-")
+"""What we read: the AMQP binding's two, and the one that AMQP 0-9-1 products use."""
+
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
+"""W3C trace context, written plain."""
+
+ATTEMPT: Final = "tidegate-attempt"
+"""Failed runs of this message by this handler so far, plus one; on retry copies only."""
+FIRST_FAILED_AT: Final = "tidegate-first-failed-at"
+"""RFC 3339 time of the first failure; on retry copies and dead letters."""
+HOPS: Final = "tidegate-hops"
+"""How many handlers stand between this event and one that had no cause."""
+ROUTING_KEY: Final = "tidegate-routing-key"
+"""The original routing key; on copies."""
+MADE_ID: Final = "tidegate-id"
+"""The id that was made up for a message that came without one; on copies."""
+ORIGINAL_PREFIX: Final = "tidegate-original-"
+"""Properties and `x-` headers of the original that would change what the broker does with a copy."""
+
+DATASCHEMA: Final = "urn:tidegate:{type}:{version}"
+JSON_CONTENT: Final = "application/json"
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """An event on the wire. `body` is what was published, byte for byte; `headers` are the application's own."""
+
+    id: str
+    type: str
+    version: int | None
+    source: str
+    time: datetime
+    body: bytes
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    hops: int = 0
+    key: str | None = None
+    subject: str | None = None
+    expires: datetime | None = None
+    reply_to: str | None = None
+    content_type: str = JSON_CONTENT
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    id_made_up: bool = False
+    """The message came without an id of its own, so a redelivery cannot be told from another equal message."""
+    problems: tuple[str, ...] = ()
+    """What was wrong with its headers and properties, in words; the body is not looked at here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way out. `address` names one queue to send to instead of the topic exchange."""
+
+    message: Message
+    delay: timedelta = timedelta()
+    required: bool = False
+    address: str | None = None
+
+
+@dataclass(slots=True)
+class Ids:
+    """Makes ids of 128 random bits; reseeds itself in a forked child, where ids would repeat otherwise."""
+
+    _random: random.Random = field(default_factory=random.SystemRandom)
+    _pid: int = 0
+
+    def __call__(self) -> str:
+        if self._pid != os.getpid():
+            self._random, self._pid = random.Random(os.urandom(32)), os.getpid()  # noqa: S311 - unique, not secret
+        return f"{self._random.getrandbits(128):032x}"
+
+
+def derived_id(cause: str, subscription: str, position: int, type: str) -> str:
+    """Return the id of the event that a handler publishes: a repeated run publishes the same ids."""
+    return blake2b(f"{cause}\n{subscription}\n{position}\n{type}".encode(), digest_size=16).hexdigest()
+
+
+def wrap(
+    event: Event,
+    *,
+    id: str,
+    source: str,
+    limit: int,
+    cause: Message | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Message:
+    """Return the event as a message; `limit` is the most bytes that its body may have.
+
+    With a cause the correlation id, the trace and the hop count go on from it; without one the event is its own
+    correlation id. Raises MessageTooLarge, and ConfigurationError for an event class without a type.
+    """
+    kind, version = _named(event.__class__)
+    body = encode(event)
+    if len(body) > limit:
+        raise MessageTooLarge(kind, len(body), limit)
+    return Message(
+        id=id,
+        type=kind,
+        version=version,
+        source=source,
+        time=clock.now(),
+        body=body,
+        correlation_id=(cause.correlation_id or cause.id) if cause else id,
+        causation_id=cause.id if cause else None,
+        hops=cause.hops + 1 if cause else 0,
+        headers=_with_trace(headers, cause),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _named(cls: type[Event]) -> tuple[str, int]:
+    return type_of(cls), cls.__schema__.version
+
+
+def _with_trace(headers: Mapping[str, str] | None, cause: Message | None) -> Mapping[str, str]:
+    if cause is None or not cause.headers:
+        return headers or _NO_HEADERS
+    trace = {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers}
+    return {**trace, **(headers or {})} if trace else headers or _NO_HEADERS

@@ -1,0 +1,145 @@
+"""Resources: what handlers need beside the event, keyed by the type that is yielded.
+
+A resource is an async generator that yields once. One per worker opens before the first delivery and closes after the
+last; one per delivery sees the handler's exception, so that a database session can roll back.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+from .errors import ConfigurationError
+
+
+Per: TypeAlias = Literal["worker", "delivery"]
+Key: TypeAlias = Any
+"""What a parameter's annotation says: a class, or a generic such as `Repository[Order]`."""
+
+_ITERATORS = (AsyncIterator, AsyncGenerator, AsyncIterable)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A declared resource: `function` yields the value of `key`; `needs` names the resources that it takes itself."""
+
+    key: Key
+    function: Callable[..., AsyncIterator[Any]]
+    per: Per
+    needs: Mapping[str, Key]
+
+
+def declare(function: Callable[..., Any], per: Per) -> Resource:
+    """Return the resource that an async generator function declares; raise ConfigurationError if it is none."""
+    if not inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{where(function)}: a resource is an async generator that yields its value once")
+    hints = annotations(function)
+    returned = hints.pop("return", None)
+    if get_origin(returned) not in _ITERATORS:
+        raise ConfigurationError(f"{where(function)}: annotate what it yields, as in `-> AsyncIterator[Pool]`")
+    for name in inspect.signature(function).parameters:
+        if name not in hints:
+            raise ConfigurationError(f"{where(function)}: parameter {name!r} has no annotation to find a resource by")
+    return Resource(get_args(returned)[0], function, per, hints)
+
+
+def annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the resolved annotations of a function; raise ConfigurationError for one that cannot be resolved."""
+    try:
+        return get_type_hints(function)
+    except NameError as error:
+        raise ConfigurationError(
+            f"{where(function)}: {error}; annotations of handlers and resources are read when the program runs, so "
+            "import their names at the top of the module, not under `if TYPE_CHECKING`"
+        ) from error
+
+
+def where(function: Callable[..., Any]) -> str:
+    """Return `module.function (file:line)` for messages."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+
+
+def called(key: Key) -> str:
+    """Return how a key reads in a message."""
+    return getattr(key, "__qualname__", None) or repr(key)
+
+
+def check(resources: Iterable[Resource], provided: Iterable[Key], service: str) -> list[str]:
+    """Return what is wrong with a service's resources, in words: twice the same key, a missing one, a circle."""
+    known: dict[Key, Resource] = {}
+    problems = []
+    for resource in resources:
+        if other := known.get(resource.key):
+            problems.append(
+                f"service {service!r}: two resources yield {called(resource.key)}: "
+                f"{where(other.function)} and {where(resource.function)}"
+            )
+        known[resource.key] = resource
+    given = set(provided)
+    for resource in known.values():
+        for name, key in resource.needs.items():
+            needed = known.get(key)
+            if key not in given and needed is None:
+                problems.append(f"{where(resource.function)}: nobody provides {called(key)} for {name!r}")
+            elif needed is not None and resource.per == "worker" and needed.per == "delivery":
+                problems.append(f"{where(resource.function)}: it lives as long as the worker, {called(key)} does not")
+    return problems or _circles(known, given, service)
+
+
+def _circles(known: Mapping[Key, Resource], given: set[Key], service: str) -> list[str]:
+    done = set(given)
+    waiting = [key for key in known if key not in done]
+    while waiting:
+        ready = [key for key in waiting if all(need in done for need in known[key].needs.values())]
+        if not ready:
+            names = ", ".join(called(key) for key in waiting)
+            return [f"service {service!r}: these resources need each other in a circle: {names}"]
+        done.update(ready)
+        waiting = [key for key in waiting if key not in done]
+    return []
+
+
+class Resources:
+    """The open resources of one service in one worker. `provided` replaces declared ones, as tests do."""
+
+    def __init__(self, declared: Iterable[Resource], provided: Mapping[Key, Any]) -> None:
+        self._declared = {resource.key: resource for resource in declared if resource.key not in provided}
+        self._open: dict[Key, Any] = dict(provided)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Open the resources that live as long as the worker; close them, last opened first, on the way out."""
+        async with AsyncExitStack() as stack:
+            for resource in self._declared.values():
+                if resource.per == "worker":
+                    await self._enter(resource, self._open, stack)
+            yield
+
+    async def values(self, needs: Mapping[str, Key], stack: AsyncExitStack) -> dict[str, Any]:
+        """Return the arguments for `needs`; those that live for one delivery are opened on `stack`."""
+        fresh: dict[Key, Any] = {}
+        return {name: await self._value(key, fresh, stack) for name, key in needs.items()}
+
+    async def _value(self, key: Key, fresh: dict[Key, Any], stack: AsyncExitStack) -> Any:
+        if key in self._open:
+            return self._open[key]
+        if key not in fresh:
+            await self._enter(self._declared[key], fresh, stack)
+        return fresh[key]
+
+    async def _enter(self, resource: Resource, into: dict[Key, Any], stack: AsyncExitStack) -> None:
+        if resource.key in into:
+            return
+        needs = {}
+        for name, key in resource.needs.items():
+            needed = self._declared.get(key)
+            scope = self._open if needed is None or needed.per == "worker" else into
+            if key not in scope and needed is not None:
+                await self._enter(needed, scope, stack)
+            needs[name] = scope[key]
+        into[resource.key] = await stack.enter_async_context(asynccontextmanager(resource.function)(**needs))

@@ -1,0 +1,105 @@
+"""Retry policies: frozen values, and pure functions of (attempt, error, random). The waiting is the broker's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from random import Random
+from typing import Final
+
+from .clock import Seconds, span
+from .errors import ConfigurationError
+
+
+LONGEST_DELAY: Final = timedelta(days=310)
+"""The longest that a broker of ours holds a message back."""
+
+MOST_STEPS: Final = 6
+"""Distinct delays that a policy may have: each is a queue of the service at the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How often a failed delivery is tried again, and after which delays. Made by the functions of this module.
+
+    `attempts` counts runs in all, the first included. `delays` has one entry per retry; with `jitter` a retry picks
+    by chance among its delay and the neighbouring steps. Errors of `give_up` are not retried; with `only` set, no others are.
+    """
+
+    attempts: int
+    delays: tuple[timedelta, ...]
+    jitter: bool = False
+    only: tuple[type[BaseException], ...] = (Exception,)
+    give_up: tuple[type[BaseException], ...] = ()
+
+    @property
+    def steps(self) -> tuple[timedelta, ...]:
+        """The distinct delays, shortest first: what the broker must have a queue for."""
+        return tuple(sorted(set(self.delays)))
+
+    def decide(self, attempt: int, error: BaseException, random: Random) -> timedelta | None:
+        """Return the delay before the next attempt after this one failed, or None to give up."""
+        if attempt >= self.attempts or not isinstance(error, self.only) or isinstance(error, self.give_up):
+            return None
+        delay = self.delays[attempt - 1]
+        if not self.jitter:
+            return delay
+        at = self.steps.index(delay)
+        return random.choice(self.steps[max(at - 1, 0) : at + 2])
+
+    def retry_on(self, *errors: type[BaseException]) -> Policy:
+        """Return this policy for these errors only; every other error gives up at once."""
+        return replace(self, only=errors)
+
+    def give_up_on(self, *errors: type[BaseException]) -> Policy:
+        """Return this policy with errors that are never retried."""
+        return replace(self, give_up=(*self.give_up, *errors))
+
+    def __str__(self) -> str:
+        waits = ", ".join(f"{delay.total_seconds():g}" for delay in self.delays[:8])
+        more = ", …" if len(self.delays) > 8 else ""  # noqa: PLR2004
+        return f"{self.attempts} attempts, after {waits}{more} s" if self.delays else "1 attempt"
+
+
+def immediate(attempts: int = 3) -> Policy:
+    """Try again at once, `attempts` runs in all."""
+    return _policy(attempts, [0.0] * (attempts - 1), jitter=False)
+
+
+def fixed(attempts: int, delay: Seconds) -> Policy:
+    """Try again after the same delay (seconds or a timedelta) each time, `attempts` runs in all."""
+    return _policy(attempts, [span(delay).total_seconds()] * (attempts - 1), jitter=False)
+
+
+def exponential(
+    attempts: int = 6, first: Seconds = 0.5, factor: float = 4, limit: Seconds = 300, *, jitter: bool = True
+) -> Policy:
+    """Try again after `first`, `first × factor`, … but never longer than `limit`, `attempts` runs in all.
+
+    With `jitter`, each retry picks its delay by chance among its own and the neighbouring steps. A policy has at most
+    six distinct delays (each is a queue at the broker): where there are more, delays are rounded up to one of six.
+    """
+    start, most = span(first).total_seconds(), span(limit).total_seconds()
+    if not factor >= 1:
+        raise ConfigurationError(f"exponential(factor={factor}): the factor must be 1 or more")
+    waits = [min(start * factor**n, most) for n in range(min(attempts - 1, 1000))]
+    return _policy(attempts, _rounded(waits), jitter=jitter)
+
+
+def _rounded(waits: list[float]) -> list[float]:
+    distinct = sorted(set(waits))
+    if len(distinct) <= MOST_STEPS:
+        return waits
+    last = len(distinct) - 1
+    kept = [distinct[round(n * last / (MOST_STEPS - 1))] for n in range(MOST_STEPS)]
+    return [next(step for step in kept if step >= wait) for wait in waits]
+
+
+def _policy(attempts: int, waits: list[float], *, jitter: bool) -> Policy:
+    if not 1 <= attempts <= 1000:  # noqa: PLR2004
+        raise ConfigurationError(f"a retry policy with attempts={attempts}: it takes 1 to 1000 runs in all")
+    if any(not 0 <= wait <= LONGEST_DELAY.total_seconds() for wait in waits):
+        raise ConfigurationError("a retry policy's delays must lie between 0 and 310 days")
+    # the broker counts in milliseconds, and a retry is never early
+    delays = tuple(timedelta(milliseconds=-(-round(wait * 1_000_000) // 1000)) for wait in waits)
+    return Policy(attempts, delays, jitter)

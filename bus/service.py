@@ -1,0 +1,288 @@
+"""Services and handlers: declarations, checked when they are built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+
+from . import resources, topic
+from .clock import Seconds, span
+from .context import Context
+from .errors import ConfigurationError
+from .event import Event, Events
+from .message import Message
+from .outcome import Outcome
+from .resources import Key, Per, Resource, where
+from .retry import Policy, exponential
+from .settings import check_name
+from .transport import Delivery, Subscription
+
+
+Published: TypeAlias = Event | Iterable[Event] | None
+"""What a handler returns: the events to publish with its ack."""
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Event)
+B = TypeVar("B", bound=Event)
+C = TypeVar("C", bound=Event)
+In = TypeVar("In", contravariant=True)
+R = TypeVar("R", bound="Published | Awaitable[Published]")
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+
+DEPLOY_STEP = timedelta(seconds=10)
+"""How long a message of an unknown type or version waits between two looks, while a deploy may be under way."""
+
+LONGEST_TIMEOUT = timedelta(minutes=25)
+DEFAULT_TIMEOUT = 60.0
+DEFAULT_CONCURRENCY = 16
+
+
+class Subscribe(Protocol[In]):
+    """The decorator that `Service.on` returns: it checks the event's parameter and the return, and changes nothing."""
+
+    def __call__(self, function: Callable[Concatenate[In, P], R], /) -> Callable[Concatenate[In, P], R]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A foreign queue as a source: consumed as it is, never declared; its messages reach the handler as `Message`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """One function of a service that subscribes to events. `needs` maps parameters to Context, Message or resources."""
+
+    service: str
+    name: str
+    function: Callable[..., Any]
+    events: tuple[type[Event], ...]
+    patterns: tuple[str, ...]
+    queues: tuple[str, ...]
+    retry: Policy
+    timeout: float
+    concurrency: int | None
+    needs: Mapping[str, Key]
+
+    @property
+    def subscription_name(self) -> str:
+        """`{service}.{handler}`: the name of its queue."""
+        return f"{self.service}.{self.name}"
+
+    def known(self, events: Events) -> dict[str, type[Event]]:
+        """Return the event classes that it takes, by type; a base class stands for its registered subclasses."""
+        return {str(cls.__schema__.type): cls for base in self.events for cls in events.concrete(base)}
+
+    def subscription(self, events: Events) -> Subscription:
+        """Return what the transport must have ready for it."""
+        return Subscription(
+            service=self.service,
+            handler=self.name,
+            patterns=(*self.known(events), *self.patterns),
+            sources=self.queues,
+            delays=tuple(sorted({*self.retry.steps, DEPLOY_STEP})),
+        )
+
+
+Process: TypeAlias = Callable[[Delivery], Awaitable[Outcome]]
+"""From a delivery to what it came to."""
+Middleware: TypeAlias = Callable[[Handler, Process], Process]
+"""Wraps the processing of one handler; called once per handler, when the worker starts."""
+
+
+class Service:
+    """A named compartment: its handlers, its queues, its limits, its dead letters.
+
+    At most `concurrency` (16) of its deliveries run at once in a worker. `middleware` wraps each of its handlers,
+    the first outermost. Raises ConfigurationError for a name that queues cannot have.
+    """
+
+    def __init__(
+        self, name: str, *, concurrency: int = DEFAULT_CONCURRENCY, middleware: Sequence[Middleware] = ()
+    ) -> None:
+        self.name = check_name("service", name)
+        self.concurrency = _concurrency(f"service {name!r}", concurrency)
+        self.middleware = tuple(middleware)
+        self.handlers: list[Handler] = []
+        self.resources: list[Resource] = []
+
+    def __repr__(self) -> str:
+        return f"Service({self.name!r})"
+
+    @overload
+    def on(
+        self,
+        a: type[A],
+        /,
+        *,
+        name: str | None = ...,
+        retry: Policy = ...,
+        timeout: Seconds = ...,
+        concurrency: int | None = ...,
+    ) -> Subscribe[A]: ...
+    @overload
+    def on(
+        self,
+        a: type[A],
+        b: type[B],
+        /,
+        *,
+        name: str | None = ...,
+        retry: Policy = ...,
+        timeout: Seconds = ...,
+        concurrency: int | None = ...,
+    ) -> Subscribe[A | B]: ...
+    @overload
+    def on(
+        self,
+        a: type[A],
+        b: type[B],
+        c: type[C],
+        /,
+        *,
+        name: str | None = ...,
+        retry: Policy = ...,
+        timeout: Seconds = ...,
+        concurrency: int | None = ...,
+    ) -> Subscribe[A | B | C]: ...
+    @overload
+    def on(
+        self,
+        source: str | Queue,
+        /,
+        *sources: str | Queue,
+        name: str | None = ...,
+        retry: Policy = ...,
+        timeout: Seconds = ...,
+        concurrency: int | None = ...,
+    ) -> Subscribe[Message]: ...
+    def on(
+        self,
+        *sources: Any,
+        name: str | None = None,
+        retry: Policy | None = None,
+        timeout: Seconds = DEFAULT_TIMEOUT,
+        concurrency: int | None = None,
+    ) -> Any:
+        """Subscribe a function to events of a class (or of a base's subclasses), or to messages by topic pattern.
+
+        The function gets the event (a pattern or a Queue: the Message) first; its other parameters are found by their
+        annotations: Context, Message, or a resource. What it returns is published with its ack. `name` pins the
+        queue's name when the function is renamed. `retry` is by default `exponential(attempts=6, first=0.5, factor=4,
+        limit=300)`; `timeout` 60 s, at most 25 min; `concurrency` is the service's unless set.
+        """
+
+        def register(function: Fn) -> Fn:
+            self.handlers.append(_handler(self, function, sources, name, retry, timeout, concurrency))
+            return function
+
+        return register
+
+    @overload
+    def resource(self, function: Fn, /) -> Fn: ...
+    @overload
+    def resource(self, *, per: Literal["worker", "delivery"]) -> Callable[[Fn], Fn]: ...
+    def resource(self, function: Any = None, *, per: Per = "worker") -> Any:
+        """Declare what handlers and other resources of this service may ask for by the type that it yields.
+
+        `per="worker"` (default) opens once, before the first delivery; `per="delivery"` opens around each call.
+        """
+
+        def register(function: Any) -> Any:
+            self.resources.append(resources.declare(function, per))
+            return function
+
+        return register(function) if function is not None else register
+
+
+def check(services: Sequence[Service], provided: Iterable[Key] = ()) -> None:
+    """Raise ConfigurationError, with a line for each problem, where services and handlers do not fit together."""
+    given = set(provided)
+    problems = _twice("service", [(service.name, repr(service)) for service in services])
+    for service in services:
+        names = [(handler.subscription_name, where(handler.function)) for handler in service.handlers]
+        problems += _twice("handler", names)
+        problems += resources.check(service.resources, given, service.name)
+        known = given | {resource.key for resource in service.resources} | {Context, Message}
+        problems += [
+            f"{where(handler.function)}: nobody provides {resources.called(key)} for {name!r}; declare it with "
+            f"@{service.name}.resource"
+            for handler in service.handlers
+            for name, key in handler.needs.items()
+            if key not in known
+        ]
+    if problems:
+        raise ConfigurationError(*problems)
+
+
+def _twice(what: str, named: list[tuple[str, str]]) -> list[str]:
+    first: dict[str, str] = {}
+    problems = []
+    for name, place in named:
+        if name in first:
+            problems.append(f"two {what}s have the name {name!r}: {first[name]} and {place}; give one another name=")
+        first.setdefault(name, place)
+    return problems
+
+
+def _handler(  # noqa: PLR0913, PLR0917 - the arguments of Service.on
+    service: Service,
+    function: Callable[..., Any],
+    sources: tuple[Any, ...],
+    name: str | None,
+    retry: Policy | None,
+    timeout: Seconds,
+    concurrency: int | None,
+) -> Handler:
+    place = where(function)
+    events = tuple(source for source in sources if isinstance(source, type) and issubclass(source, Event))
+    patterns = tuple(topic.check(source) for source in sources if isinstance(source, str))
+    queues = tuple(source.name for source in sources if isinstance(source, Queue))
+    if not sources or len(events) + len(patterns) + len(queues) != len(sources) or (events and patterns + queues):
+        raise ConfigurationError(f"{place}: on() takes event classes, or topic patterns and Queue(…), but not both")
+    if timeout is None or not timedelta() < span(timeout) <= LONGEST_TIMEOUT:
+        raise ConfigurationError(
+            f"{place}: timeout={timeout}; it must be above 0 and at most 25 minutes, because a broker takes a message "
+            "back after 30. Split longer work into events."
+        )
+    return Handler(
+        service=service.name,
+        name=check_name("handler", name or function.__name__),
+        function=function,
+        events=events,
+        patterns=patterns,
+        queues=queues,
+        retry=retry if retry is not None else exponential(),
+        timeout=span(timeout).total_seconds(),
+        concurrency=None if concurrency is None else _concurrency(place, concurrency),
+        needs=_needs(function, place),
+    )
+
+
+def _needs(function: Callable[..., Any], place: str) -> dict[str, Key]:
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        raise ConfigurationError(f"{place}: a handler takes the event as its first parameter")
+    hints = resources.annotations(function)
+    needs = {}
+    for parameter in parameters[1:]:
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise ConfigurationError(f"{place}: *{parameter.name}: parameters are found by annotation, one by one")
+        if parameter.name in hints:
+            needs[parameter.name] = hints[parameter.name]
+        elif parameter.default is inspect.Parameter.empty:
+            raise ConfigurationError(f"{place}: parameter {parameter.name!r} has no annotation to find a resource by")
+    return needs
+
+
+def _concurrency(place: str, value: int) -> int:
+    if not 1 <= value <= 10_000:  # noqa: PLR2004
+        raise ConfigurationError(f"{place}: concurrency={value}; it must be 1 to 10,000 deliveries at once")
+    return value

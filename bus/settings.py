@@ -1,0 +1,102 @@
+"""Settings: `BUS_*` from the environment as one frozen value that is passed down."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import ConfigurationError
+
+
+PREFIX: Final = "BUS_"
+NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+RESERVED: Final = frozenset({"dead", "retry", "return", "suspects", "delay", "events", "tidegate"})
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if queues may be named by it; raise ConfigurationError if not."""
+    if not NAME.fullmatch(name) or len(name) > 60:  # noqa: PLR2004 - two names and a prefix must fit in 255 bytes
+        raise ConfigurationError(f"{what} {name!r}: a name has up to 60 of a-z, 0-9 and _, and starts with a letter")
+    if name in RESERVED:
+        raise ConfigurationError(f"{what} {name!r}: Tidegate's own queues have that name; choose another")
+    return name
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError("it must be a number of seconds above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("it must be a whole number of 1 or more")
+    return value
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError(f"it must be one of {', '.join(allowed)}")
+        return text.lower()
+
+    return read
+
+
+def _namespace(text: str) -> str:
+    return check_name("namespace", text) if text else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment decides. Times are in seconds; `url` "" means that none was given."""
+
+    url: str = field(default="", repr=False, metadata={"read": str})
+    namespace: str = field(default="", metadata={"read": _namespace})
+    publish_timeout: float = field(default=10.0, metadata={"read": _seconds})
+    grace: float = field(default=30.0, metadata={"read": _seconds})
+    max_message_bytes: int = field(default=1_048_576, metadata={"read": _count})
+    max_hops: int = field(default=32, metadata={"read": _count})
+    crash_limit: int = field(default=5, metadata={"read": _count})
+    deploy_grace: float = field(default=600.0, metadata={"read": _seconds})
+    log_level: str = field(default="info", metadata={"read": _choice("debug", "info", "warning", "error")})
+    log_format: str = field(default="auto", metadata={"read": _choice("auto", "json", "text")})
+    ca_file: Path | None = field(default=None, metadata={"read": Path})
+    cert_file: Path | None = field(default=None, metadata={"read": Path})
+    key_file: Path | None = field(default=None, metadata={"read": Path})
+    password_file: Path | None = field(default=None, metadata={"read": Path})
+
+
+def read(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings of the environment; raise ConfigurationError that lists every value that is wrong."""
+    values: dict[str, Any] = {}
+    problems = []
+    for known in fields(Settings):
+        name = PREFIX + known.name.upper()
+        if not (text := environment.get(name, "").strip()):
+            continue
+        try:
+            values[known.name] = known.metadata["read"](text)
+        except (ValueError, ConfigurationError) as error:
+            problems.append(f"{name}={text!r}: {error}")
+    if problems:
+        raise ConfigurationError(*problems)
+    return Settings(**values)
+
+
+def unknown(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a line for each `BUS_` name that is no setting, with the nearest that is."""
+    known = [PREFIX + setting.name.upper() for setting in fields(Settings)]
+    lines = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            lines.append(f"{name} is no setting of Tidegate" + (f"; did you mean {near[0]}?" if near else ""))
+    return lines

@@ -1,0 +1,136 @@
+"""The one seam between the core and any broker.
+
+A transport moves `Message` values and carries out outcomes; it never decodes a body, never judges a failure and never
+calls a handler. Everything here runs on one event loop. Whatever may wait can be cancelled, and nothing is lost by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol, Self
+
+from ..message import Message, Outgoing
+from ..outcome import Letter, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """One handler's durable queue, `{service}.{handler}`, and what the transport must have ready for it.
+
+    `patterns` are the event types and topic patterns that it is bound by; `sources` are foreign queues, consumed as
+    they are and never declared; `delays` are the steps of its retry policy. `ordered` means that one worker at a time
+    consumes it. A `temporary` one goes away with its consumer.
+    """
+
+    service: str
+    handler: str
+    patterns: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    delays: tuple[timedelta, ...] = ()
+    ordered: bool = False
+    temporary: bool = False
+
+    @property
+    def name(self) -> str:
+        """The queue's name, without a namespace."""
+        return f"{self.service}.{self.handler}"
+
+
+class Delivery(Protocol):
+    """One handing of one message to one handler."""
+
+    @property
+    def message(self) -> Message: ...
+    @property
+    def attempt(self) -> int:
+        """Failed runs of this message by this handler so far, plus one."""
+        ...
+
+    @property
+    def redelivered(self) -> int:
+        """How often the message came before without an outcome, as far as the broker tells; 0 the first time."""
+        ...
+
+    @property
+    def first_failed_at(self) -> datetime | None:
+        """When this message first failed in this handler; None while it has not."""
+        ...
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Carry the outcome out at the broker; once.
+
+        Every copy (an event to publish, a retry, a dead letter) is stored before the original is acked. Where the
+        broker refuses a copy, settling holds the delivery and tries again with backoff. Raises DeliveryLost when the
+        delivery's connection is gone: the message comes again. A Release never raises. Raises Unroutable when an
+        event that was published as `required` matches no queue: the caller judges that as a failure.
+        """
+        ...
+
+
+class Consumer(Protocol):
+    """Takes deliveries of one subscription; survives lost connections."""
+
+    def __aiter__(self) -> Self: ...
+    async def __anext__(self) -> Delivery:
+        """Return the next delivery; at once while there is one in the buffer. A cancelled wait loses nothing.
+
+        Many tasks may wait; each delivery goes to one. Raises TopologyMismatch or AccessRefused where waiting cannot
+        help; never ends by itself.
+        """
+        ...
+
+    async def limit(self, unsettled: int) -> None:
+        """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """The dead letters of services: an operator's tool."""
+
+    def browse(self, service: str) -> AsyncIterator[Letter]:
+        """Yield the open letters of a service as of now, oldest first. Changes nothing, however often."""
+        ...
+
+    async def replay(self, letter: Letter) -> None:
+        """Send the letter back to the handler that gave up on it, as attempt 1, and close it.
+
+        Raises Unroutable when that handler's queue is gone, and LookupError when the letter is not open any more.
+        """
+        ...
+
+    async def discard(self, letter: Letter) -> None:
+        """Close the letter for good. Raises LookupError when it is not open any more."""
+        ...
+
+
+class Transport(Protocol):
+    """A way to a broker."""
+
+    @property
+    def dead_letters(self) -> DeadLetters: ...
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        """Make sure that the queues are there; idempotent. Waits for the broker without a bound; cancel to give up.
+
+        What is wrong with one subscription (TopologyMismatch, AccessRefused) is raised by its consumer, so that the
+        others go on. Raises AccessRefused where the broker refuses the login or the virtual host.
+        """
+        ...
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Store the messages safely, in this order, before returning.
+
+        Waits for the connection up to the publish timeout. Raises PublishError (Unroutable, PublishRefused,
+        BusUnavailable) with the fate of each id. A cancelled publish may have been stored.
+        """
+        ...
+
+    def consume(self, subscription: Subscription, *, limit: int) -> AbstractAsyncContextManager[Consumer]:
+        """Take deliveries of a subscription, at most `limit` unsettled. Leaving gives back the unsettled."""
+        ...
+
+    async def aclose(self) -> None:
+        """Flush what was settled and published, and end. Bounded; safe to call twice."""
+        ...
