@@ -36,7 +36,7 @@ def declare(function: Callable[..., Any], per: Per) -> Resource:
     """Return the resource that an async generator function declares; raise ConfigurationError if it is none."""
     if not inspect.isasyncgenfunction(function):
         raise ConfigurationError(f"{where(function)}: a resource is an async generator that yields its value once")
-    hints = annotations(function)
+    hints = hints_of(function)
     returned = hints.pop("return", None)
     if get_origin(returned) not in _ITERATORS:
         raise ConfigurationError(f"{where(function)}: annotate what it yields, as in `-> AsyncIterator[Pool]`")
@@ -46,7 +46,7 @@ def declare(function: Callable[..., Any], per: Per) -> Resource:
     return Resource(get_args(returned)[0], function, per, hints)
 
 
-def annotations(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the resolved annotations of a function; raise ConfigurationError for one that cannot be resolved."""
     try:
         return get_type_hints(function)

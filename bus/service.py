@@ -28,7 +28,7 @@ P = ParamSpec("P")
 A = TypeVar("A", bound=Event)
 B = TypeVar("B", bound=Event)
 C = TypeVar("C", bound=Event)
-In = TypeVar("In", contravariant=True)
+In = TypeVar("In")
 R = TypeVar("R", bound="Published | Awaitable[Published]")
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -270,7 +270,7 @@ def _needs(function: Callable[..., Any], place: str) -> dict[str, Key]:
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
         raise ConfigurationError(f"{place}: a handler takes the event as its first parameter")
-    hints = resources.annotations(function)
+    hints = resources.hints_of(function)
     needs = {}
     for parameter in parameters[1:]:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):

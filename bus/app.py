@@ -1,0 +1,97 @@
+"""App: settings, transport and services become a worker; wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from . import client, discovery
+from . import settings as environment
+from .errors import ConfigurationError
+from .event import Events
+from .middleware.logging import logging
+from .service import Middleware, Service, check
+from .settings import Settings
+from .transport import Transport
+from .worker import Worker
+
+
+class App:
+    """The services and events of one application: `App("shop", events="shop.events", services="shop.handlers")`.
+
+    `events` and `services` name packages; their modules are imported when first needed. `commands` are functions that
+    the command line offers beside its own; `middleware` wraps every handler of every service, the first outermost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        events: str,
+        services: str,
+        commands: Sequence[Callable[..., Any]] = (),
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        self.name = environment.check_name("app", name)
+        self.commands = tuple(commands)
+        self._events_package = events
+        self._services_package = services
+        self._middleware = tuple(middleware)
+
+    @cached_property
+    def services(self) -> tuple[Service, ...]:
+        """The services found in the package, by name. Raises ConfigurationError where they do not fit together."""
+        found = discovery.services(self._services_package)
+        check(found)
+        return found
+
+    @cached_property
+    def events(self) -> Events:
+        """The event classes found in the package, and those that handlers name."""
+        return discovery.events(self._events_package, self.services)
+
+    def chosen(self, *names: str) -> tuple[Service, ...]:
+        """Return the services of these names, all of them by default; raises ConfigurationError for an unknown one."""
+        known = {service.name: service for service in self.services}
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigurationError(f"there is no service {unknown[0]!r}; there are {', '.join(known)}")
+        return tuple(known[name] for name in names) or self.services
+
+    async def run(self, *services: str, stop: asyncio.Event | None = None, settings: Settings | None = None) -> None:
+        """Be the worker of these services (all by default) until `stop` is set or the call is cancelled.
+
+        Without a `BUS_URL` it runs on the memory bus, which nobody else can publish to.
+        """
+        chosen = settings or environment.read()
+        chosen = chosen if chosen.url else replace(chosen, url="memory://")
+        hosted = self.chosen(*services)
+        async with client.transport(chosen) as transport:
+            await self.worker(transport, hosted, chosen).run(stop or asyncio.Event())
+
+    def worker(
+        self, transport: Transport, services: Sequence[Service], settings: Settings, *more: Middleware
+    ) -> Worker:
+        """Return the worker of these services on an open transport; `more` middleware goes outside the app's own."""
+        return Worker(
+            transport,
+            services,
+            app=self.name,
+            events=self.events,
+            settings=settings,
+            log=logging(),
+            middleware=(*more, *self._middleware),
+        )
+
+    def connect(self, settings: Settings | None = None) -> AbstractAsyncContextManager[client.Bus]:
+        """Connect to the bus as this app: `async with app.connect() as bus`. As `connect()`, with the app's source."""
+        return client.connect(source=f"/{self.name}", settings=settings)
+
+    def cli(self) -> None:
+        """Run the command line of the app with this process's arguments; exits."""
+        from .cli import main  # noqa: PLC0415 - a worker that is embedded needs no command line
+
+        main(self)

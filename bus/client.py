@@ -1,0 +1,153 @@
+"""Bus: what programs publish with; `connect()` and `connect_sync()`, which pick the transport by URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from . import settings as environment
+from .clock import Seconds
+from .context import until
+from .errors import ConfigurationError
+from .event import Event
+from .message import Ids, Message, Outgoing, wrap
+from .settings import Settings
+from .transport import Transport
+
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+
+class Bus:
+    """Publishes events. Got from `connect()`, `App` or a `Tester`; tasks of one event loop may share it."""
+
+    def __init__(self, transport: Transport, settings: Settings, source: str) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._source = source
+        self._ids = Ids()
+
+    async def publish(  # noqa: PLR0913 - every one of them is asked for by users
+        self,
+        *events: Event,
+        delay: Seconds = 0,
+        at: datetime | None = None,
+        required: bool = False,
+        to: str | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """Store events safely and return their ids, in order.
+
+        When it returns, the events survive a crash of this process and, on RabbitMQ, of the broker. `delay` is in
+        seconds or a timedelta, `at` a point in time with a zone instead. An event that nobody subscribes to is legal;
+        `required=True` raises Unroutable for it. `to` names one queue to send to. `id` (for one event) publishes again
+        what may have been stored already. `headers` are the application's own.
+
+        Waits for a connection up to `BUS_PUBLISH_TIMEOUT` (10 s). Raises PublishError with the fate of each id:
+        BusUnavailable, PublishRefused or Unroutable; MessageTooLarge before anything is sent.
+        """
+        messages = [self.message(event, id=id, headers=headers) for event in events]
+        if id is not None and len(events) != 1:
+            raise ConfigurationError(f"publish(id=…) takes one event, it got {len(events)}")
+        wait = until(delay, at)
+        await self._transport.publish([Outgoing(message, wait, required, to) for message in messages])
+        return [message.id for message in messages]
+
+    def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
+        """Return the event as the message that `publish` would send; raises MessageTooLarge."""
+        limit = self._settings.max_message_bytes
+        return wrap(event, id=id or self._ids(), source=self._source, limit=limit, headers=headers)
+
+
+class SyncBus:
+    """The same for code that is not async. Threads may share it; a forked child needs its own."""
+
+    def __init__(self, bus: Bus, portal: BlockingPortal) -> None:
+        self._bus = bus
+        self._portal = portal
+        self._pid = os.getpid()
+
+    def publish(  # noqa: PLR0913 - the arguments of Bus.publish
+        self,
+        *events: Event,
+        delay: Seconds = 0,
+        at: datetime | None = None,
+        required: bool = False,
+        to: str | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """Store events safely and return their ids; as `Bus.publish`, and blocking."""
+        if self._pid != os.getpid():
+            raise ConfigurationError("this bus was connected before a fork; call connect_sync() in the child process")
+
+        async def publish() -> list[str]:
+            return await self._bus.publish(
+                *events, delay=delay, at=at, required=required, to=to, id=id, headers=headers
+            )
+
+        return self._portal.call(publish)
+
+
+@asynccontextmanager
+async def connect(url: str | None = None, *, source: str = "/client", settings: Settings | None = None) -> AsyncIterator[Bus]:
+    """Connect to the bus of `url`, or of `BUS_URL`: `async with connect() as bus: await bus.publish(…)`.
+
+    Returns at once; publishing waits for the connection. `source` names the publisher in each event (CloudEvents'
+    `source`). Raises ConfigurationError where there is no URL, or one that is no URL of a bus: never a silent memory bus.
+    """
+    chosen = settings or environment.read()
+    if url is not None:
+        chosen = replace(chosen, url=url)
+    if not chosen.url:
+        raise ConfigurationError(
+            "connect(): there is no bus to connect to. Set BUS_URL, such as amqp://guest:guest@localhost/, or pass a URL"
+        )
+    async with transport(chosen) as opened:
+        yield Bus(opened, chosen, source)
+
+
+@contextmanager
+def connect_sync(
+    url: str | None = None, *, source: str = "/client", settings: Settings | None = None
+) -> Iterator[SyncBus]:
+    """Connect from code that is not async: `with connect_sync() as bus: bus.publish(…)`. Thread-safe."""
+    from anyio.from_thread import start_blocking_portal  # noqa: PLC0415 - only those who need threads pay for them
+
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(connect(url, source=source, settings=settings)) as bus,
+    ):
+        yield SyncBus(bus, portal)
+
+
+def transport(settings: Settings) -> AbstractAsyncContextManager[Transport]:
+    """Return the transport of the settings' URL; the only place that picks one."""
+    scheme = urlsplit(settings.url).scheme
+    if scheme == "memory":
+        from .transport.memory import MemoryTransport  # noqa: PLC0415 - only the chosen transport is loaded
+
+        return _closing(MemoryTransport())
+    if scheme in ("amqp", "amqps"):
+        from .transport.rabbitmq import RabbitMQTransport  # noqa: PLC0415 - only the chosen transport is loaded
+
+        return RabbitMQTransport.open(settings)
+    raise ConfigurationError(
+        f"BUS_URL: {scheme or 'no scheme'!r} is no transport; a URL is amqp://user:password@host/vhost, amqps://…, or "
+        "memory:// for tests"
+    )
+
+
+@asynccontextmanager
+async def _closing(opened: Transport) -> AsyncIterator[Transport]:
+    try:
+        yield opened
+    finally:
+        await opened.aclose()

@@ -1,0 +1,68 @@
+"""Logs: the library writes to its host's logging; only an app that hosts a worker configures any."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any, Final, TextIO
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+
+NAME: Final = "tidegate"
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def logger() -> Any:
+    """Return the logger of the library: the host's structlog where that is configured, else `logging`'s "tidegate"."""
+    if structlog.is_configured():
+        return structlog.get_logger(NAME)
+    return structlog.wrap_logger(
+        logging.getLogger(NAME),
+        processors=[structlog.stdlib.filter_by_level, escape_control, structlog.stdlib.render_to_log_kwargs],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def configure(level: str, format: str, stream: TextIO = sys.stderr) -> None:
+    """Configure structlog for a program that is a worker: JSON lines, or text that is pleasant to read on a terminal.
+
+    `level` is debug, info, warning or error; `format` is json, text or auto (text on a terminal).
+    """
+    text = format == "text" or (format == "auto" and stream.isatty())
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if text else "iso", utc=not text),
+        structlog.processors.format_exc_info,
+    ]
+    factory: Any
+    if text:
+        processors += [escape_control, structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=12)]
+        factory = structlog.PrintLoggerFactory(stream)
+    else:
+        processors.append(structlog.processors.JSONRenderer(_as_json))
+        factory = structlog.BytesLoggerFactory(stream.buffer)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+
+
+def escape_control(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
+    """Escape control characters, so that what a message carries cannot forge a line or drive a terminal."""
+    for name, value in fields.items():
+        if isinstance(value, str) and CONTROL.search(value):
+            fields[name] = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return fields
+
+
+def _as_json(fields: EventDict, **_: Any) -> bytes:
+    import orjson  # noqa: PLC0415 - only JSON logs need it
+
+    return orjson.dumps(fields, default=str)

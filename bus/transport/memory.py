@@ -1,0 +1,338 @@
+"""The memory transport: deterministic, on one event loop, gone with the process. For tests, and for a first look.
+
+It keeps body bytes and frozen messages, runs the production delivery code, and uses the loop's clock for every delay,
+so that a test can let time jump.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Self, assert_never
+
+from ..errors import DeliveryLost, Fate, Unroutable
+from ..message import Message, Outgoing
+from ..outcome import Ack, DeadLetter, Letter, Outcome, Release, Retry
+from ..topic import matches_any
+from . import Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One copy of a message in a queue, and what this handler's earlier deliveries left with it."""
+
+    message: Message
+    position: int
+    attempt: int = 1
+    first_failed_at: datetime | None = None
+    redelivered: int = 0
+
+
+class MemoryQueue:
+    """One subscription's queue: what is ready, who waits, and who consumes."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.ready: deque[Stored] = deque()
+        self.consumers: deque[MemoryConsumer] = deque()
+
+    def put(self, stored: Stored) -> None:
+        """Append a copy and hand it on if somebody waits."""
+        self.ready.append(stored)
+        self.hand_out()
+
+    def put_back(self, returned: list[Stored]) -> None:
+        """Return copies that nobody settled to where they stood."""
+        again = (replace(stored, redelivered=stored.redelivered + 1) for stored in returned)
+        self.ready = deque(sorted((*again, *self.ready), key=lambda stored: stored.position))
+        self.hand_out()
+
+    def hand_out(self) -> None:
+        """Give what is ready to consumers that wait, in turns."""
+        while self.ready:
+            for _ in range(len(self.consumers)):
+                consumer = self.consumers[0]
+                self.consumers.rotate(-1)
+                if consumer.offer(self.ready[0]):
+                    self.ready.popleft()
+                    break
+            else:
+                return
+
+
+class MemoryDelivery:
+    """A delivery of the memory transport."""
+
+    __slots__ = ("_consumer", "stored")
+
+    def __init__(self, consumer: MemoryConsumer, stored: Stored) -> None:
+        self._consumer = consumer
+        self.stored = stored
+
+    @property
+    def message(self) -> Message:
+        """The message."""
+        return self.stored.message
+
+    @property
+    def attempt(self) -> int:
+        """Failed runs so far, plus one."""
+        return self.stored.attempt
+
+    @property
+    def redelivered(self) -> int:
+        """How often it came before without an outcome."""
+        return self.stored.redelivered
+
+    @property
+    def first_failed_at(self) -> datetime | None:
+        """When it first failed in this handler."""
+        return self.stored.first_failed_at
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Carry the outcome out, all of it or nothing."""
+        self._consumer.settle(self.stored, outcome)
+
+
+class MemoryConsumer:
+    """Takes deliveries of one queue. Once it is cut off, as by a crash, its deliveries cannot be settled any more."""
+
+    def __init__(self, transport: MemoryTransport, queue: MemoryQueue, limit: int) -> None:
+        self._transport = transport
+        self._queue = queue
+        self._limit = limit
+        self._waiting: deque[asyncio.Future[Stored]] = deque()
+        self._unsettled: dict[int, Stored] = {}
+        self._cut = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> MemoryDelivery:
+        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._queue.hand_out()
+        try:
+            return MemoryDelivery(self, await future)
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._give_back([future.result()])
+            raise
+
+    async def limit(self, unsettled: int) -> None:
+        """Hold at most so many unsettled deliveries from now on."""
+        self._limit = unsettled
+        self._queue.hand_out()
+
+    @property
+    def paused(self) -> bool:
+        """Whether it takes nothing, so that its backlog does not count as work to do."""
+        return self._limit == 0 or self._cut
+
+    def offer(self, stored: Stored) -> bool:
+        """Take the copy if a task waits for one and the limit allows it."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft()
+        if not self._waiting or len(self._unsettled) >= self._limit:
+            return False
+        self._unsettled[stored.position] = stored
+        self._waiting.popleft().set_result(stored)
+        return True
+
+    def settle(self, stored: Stored, outcome: Outcome) -> None:
+        """Carry the outcome of one delivery out."""
+        if stored.position not in self._unsettled:
+            if isinstance(outcome, Release):
+                return
+            raise DeliveryLost(f"the delivery of {stored.message.id} belongs to a worker that is gone")
+        self._transport.carry_out(self._queue, stored, outcome)
+        del self._unsettled[stored.position]
+        if isinstance(outcome, Release):
+            self._queue.put_back([stored])
+        self._queue.hand_out()
+
+    def leave(self) -> None:
+        """Consume no more, and give back what is unsettled."""
+        self._cut = True
+        self._queue.consumers.remove(self)
+        returned, self._unsettled = list(self._unsettled.values()), {}
+        self._queue.put_back(returned)
+
+    def _give_back(self, returned: list[Stored]) -> None:
+        for stored in returned:
+            self._unsettled.pop(stored.position, None)
+        # nobody saw it, so it does not count as delivered
+        self._queue.ready.extendleft(returned)
+        self._queue.hand_out()
+
+    @property
+    def unsettled(self) -> int:
+        """Deliveries that are taken and not settled."""
+        return len(self._unsettled)
+
+
+@dataclass(slots=True)
+class MemoryDeadLetters:
+    """The dead letters of a memory transport, by service."""
+
+    _transport: MemoryTransport
+    _open: dict[str, Letter] = field(default_factory=dict)
+    _replayed: dict[tuple[str, str], int] = field(default_factory=dict)
+    _next: int = 0
+
+    def add(self, message: Message, outcome: DeadLetter) -> None:
+        """Keep a letter."""
+        failure = outcome.failure
+        place = (f"{failure.service}.{failure.handler}", message.id)
+        letter = Letter(
+            id=f"0-{self._next}",
+            service=failure.service,
+            handler=failure.handler,
+            message=message,
+            failure=replace(failure, exception=None),
+            failed_again=self._replayed.get(place, 0),
+        )
+        self._open[letter.id] = letter
+        self._next += 1
+
+    async def browse(self, service: str) -> AsyncIterator[Letter]:
+        """Yield the open letters of a service as of now."""
+        for letter in [letter for letter in self._open.values() if letter.service == service]:
+            yield letter
+
+    async def replay(self, letter: Letter) -> None:
+        """Send the letter back to the handler that gave up on it."""
+        self._require_open(letter)
+        address = f"{letter.service}.{letter.handler}"
+        await self._transport.publish([Outgoing(letter.message, address=address)])
+        place = (address, letter.message.id)
+        self._replayed[place] = self._replayed.get(place, 0) + 1
+        del self._open[letter.id]
+
+    async def discard(self, letter: Letter) -> None:
+        """Close the letter for good."""
+        self._require_open(letter)
+        del self._open[letter.id]
+
+    def _require_open(self, letter: Letter) -> None:
+        if letter.id not in self._open:
+            raise LookupError(f"dead letter {letter.id} of {letter.service} is not open any more")
+
+
+class MemoryTransport:
+    """Keeps every queue in this process. What a crash of the process would lose is lost."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, MemoryQueue] = {}
+        self._dead_letters = MemoryDeadLetters(self)
+        self._positions = 0
+        self._delayed: dict[int, asyncio.TimerHandle] = {}
+
+    @property
+    def dead_letters(self) -> MemoryDeadLetters:
+        """The dead letters of every service."""
+        return self._dead_letters
+
+    @property
+    def delayed(self) -> int:
+        """Messages that wait for a delay or a retry."""
+        return len(self._delayed)
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        """Make sure that the queues are there; a changed pattern is the new one from now on."""
+        for subscription in subscriptions:
+            self._queue(subscription)
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Store the messages; raises Unroutable, and stores none, where a required one matches no queue."""
+        self._check_routes(messages)
+        for outgoing in messages:
+            self._send(outgoing)
+
+    @asynccontextmanager
+    async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[MemoryConsumer]:
+        """Take deliveries of a subscription, in turns with its other consumers."""
+        queue = self._queue(subscription)
+        consumer = MemoryConsumer(self, queue, limit)
+        queue.consumers.append(consumer)
+        try:
+            yield consumer
+        finally:
+            if consumer in queue.consumers:
+                consumer.leave()
+
+    async def aclose(self) -> None:
+        """Forget what is delayed."""
+        for timer in self._delayed.values():
+            timer.cancel()
+        self._delayed.clear()
+
+    def crash(self) -> None:
+        """Cut every consumer off, as if its process had died: what was unsettled comes again."""
+        for queue in self.queues.values():
+            for consumer in list(queue.consumers):
+                consumer.leave()
+
+    def carry_out(self, queue: MemoryQueue, stored: Stored, outcome: Outcome) -> None:
+        """Store what an outcome asks for."""
+        match outcome:
+            case Ack(publish=published):
+                self._check_routes(published)
+                for outgoing in published:
+                    self._send(outgoing)
+            case Retry(delay=delay, failure=failure, attempt=attempt):
+                since = failure.first_failed_at
+                self._later(delay, lambda: queue.put(Stored(stored.message, self._position(), attempt, since)))
+            case DeadLetter():
+                self._dead_letters.add(stored.message, outcome)
+            case Release():
+                pass
+            case _:
+                assert_never(outcome)
+
+    def _queue(self, subscription: Subscription) -> MemoryQueue:
+        queue = self.queues.setdefault(subscription.name, MemoryQueue(subscription))
+        queue.subscription = subscription
+        return queue
+
+    def _routes(self, outgoing: Outgoing) -> list[MemoryQueue]:
+        if (address := outgoing.address) is not None:
+            queues = (q for q in self.queues.values() if address in (q.subscription.name, *q.subscription.sources))
+            return list(queues)[:1]
+        kind = outgoing.message.type
+        return [queue for queue in self.queues.values() if matches_any(queue.subscription.patterns, kind)]
+
+    def _check_routes(self, messages: Sequence[Outgoing]) -> None:
+        must = [o for o in messages if o.required or o.address is not None]
+        lost = [outgoing for outgoing in must if not self._routes(outgoing)]
+        if lost:
+            fates = {o.message.id: Fate.UNROUTABLE if o in lost else Fate.REFUSED for o in messages}
+            to = lost[0].address or lost[0].message.type
+            raise Unroutable(f"no queue wants {to!r}, and so nothing of this call was stored", fates)
+
+    def _send(self, outgoing: Outgoing) -> None:
+        def route() -> None:
+            for queue in self._routes(outgoing):
+                queue.put(Stored(outgoing.message, self._position()))
+
+        self._later(outgoing.delay, route)
+
+    def _later(self, delay: timedelta, action: Callable[[], None]) -> None:
+        if delay <= timedelta():
+            action()
+            return
+
+        def due() -> None:
+            del self._delayed[number]
+            action()
+
+        number = self._position()
+        self._delayed[number] = asyncio.get_running_loop().call_later(delay.total_seconds(), due)
+
+    def _position(self) -> int:
+        self._positions += 1
+        return self._positions

@@ -1,0 +1,224 @@
+"""The worker: hosts services, a task group for each; starts, drains, releases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import anyio
+
+from .delivery import Runtime, build
+from .errors import AccessRefused, ConfigurationError
+from .event import Events
+from .logs import logger
+from .resources import Key, Resources
+from .outcome import Release
+from .service import Handler, Middleware, Process, Service
+from .settings import Settings
+from .transport import Consumer, Delivery, Transport
+
+
+LONGEST_WAIT: Final = 15 * 60.0
+"""Seconds that a delivery may wait unstarted: half of what the broker allows before it takes the message back."""
+
+
+class Gate:
+    """The slots of one handler: its service's, and its own where it has a limit. The waiting take turns."""
+
+    def __init__(self, service: asyncio.Semaphore, own: asyncio.Semaphore | None) -> None:
+        self._service = service
+        self._own = own
+
+    async def take(self) -> None:
+        """Wait for the right to run one delivery."""
+        if self._own is not None:
+            await self._own.acquire()
+        try:
+            await self._service.acquire()
+        except BaseException:
+            if self._own is not None:
+                self._own.release()
+            raise
+
+    def free(self) -> bool:
+        """Tell whether `take` would return at once."""
+        return not (self._service.locked() or (self._own is not None and self._own.locked()))
+
+    def give(self) -> None:
+        """Give the right back."""
+        self._service.release()
+        if self._own is not None:
+            self._own.release()
+
+
+class Worker:
+    """Hosts services on a transport until it is told to stop.
+
+    `provided` are resources by key that replace declared ones. `middleware` wraps every handler, outside of the
+    services' own; `log` is the outermost, and sees outcomes that are settled.
+    """
+
+    def __init__(  # noqa: PLR0913 - wiring, passed by name
+        self,
+        transport: Transport,
+        services: Sequence[Service],
+        *,
+        app: str,
+        events: Events,
+        settings: Settings,
+        log: Middleware,
+        middleware: Sequence[Middleware] = (),
+        provided: Mapping[Key, Any] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._services = services
+        self._app = app
+        self._events = events
+        self._settings = settings
+        self._log = log
+        self._middleware = tuple(middleware)
+        self._provided = dict(provided or {})
+        self._logger = logger()
+
+    async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
+        """Host the services until `stop` is set; then finish what runs within `grace` seconds and release the rest.
+
+        `started` is called once every subscription is declared and consuming. Raises what opening a resource raised,
+        and AccessRefused where the broker refuses the login. Cancel it to stop at once: nothing is lost.
+        """
+        async with AsyncExitStack() as stack:
+            opened = []
+            for service in self._services:
+                resources = Resources(service.resources, self._provided)
+                await stack.enter_async_context(resources.opened())
+                opened.append(resources)
+            subscriptions = [h.subscription(self._events) for service in self._services for h in service.handlers]
+            if not await _unless(stop, self._transport.declare(subscriptions)):
+                return
+            consuming = Countdown(len(subscriptions), started)
+            async with asyncio.TaskGroup() as tasks:
+                for service, resources in zip(self._services, opened, strict=True):
+                    tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
+
+    async def _host(self, service: Service, resources: Resources, stop: asyncio.Event, consuming: Countdown) -> None:
+        slots = asyncio.Semaphore(service.concurrency)
+        runtime = Runtime(
+            settings=self._settings,
+            events=self._events,
+            resources=resources,
+            source=f"/{self._app}/{service.name}",
+            threads=anyio.CapacityLimiter(service.concurrency),
+        )
+        middleware = (*self._middleware, *service.middleware)
+        async with asyncio.TaskGroup() as tasks:
+            for handler in service.handlers:
+                own = None if handler.concurrency is None else asyncio.Semaphore(handler.concurrency)
+                gate = Gate(slots, own)
+                process = build(handler, runtime, gate, middleware, self._log)
+                subscriber = Subscriber(handler, gate, process, prefetch(service, handler), self._settings.grace)
+                tasks.create_task(self._subscribe(subscriber, stop, consuming), name=handler.subscription_name)
+
+    async def _subscribe(self, subscriber: Subscriber, stop: asyncio.Event, consuming: Countdown) -> None:
+        handler = subscriber.handler
+        try:
+            subscription = handler.subscription(self._events)
+            async with self._transport.consume(subscription, limit=subscriber.unsettled) as consumer:
+                consuming.one()
+                await subscriber.run(consumer, stop)
+        except* (ConfigurationError, AccessRefused) as refused:
+            # one queue that cannot be consumed stops its own handler only
+            self._logger.error("handler stopped", handler=handler.subscription_name, error=str(first_leaf(refused)))
+
+
+class Subscriber:
+    """The tasks that take one handler's deliveries, as many as may be unsettled at once."""
+
+    def __init__(self, handler: Handler, gate: Gate, process: Process, unsettled: int, grace: float) -> None:
+        self.handler = handler
+        self.unsettled = unsettled
+        self._gate = gate
+        self._process = process
+        self._grace = grace
+        self._idle: set[asyncio.Task[None]] = set()
+
+    async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
+        """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
+        async with asyncio.TaskGroup() as tasks:
+            working = [tasks.create_task(self._work(consumer, stop)) for _ in range(self.unsettled)]
+            await stop.wait()
+            for task in self._idle:
+                task.cancel()
+            await consumer.limit(0)
+            await asyncio.wait(working, timeout=self._grace)
+            for task in working:
+                task.cancel()
+
+    async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        while not stop.is_set():
+            self._idle.add(task)
+            delivery = await anext(consumer)
+            if not await self._slot(delivery):
+                continue
+            self._idle.discard(task)
+            await self._process(delivery)
+            # a full buffer never suspends, and neither may a handler: the loop has others to serve
+            await asyncio.sleep(0)
+
+    async def _slot(self, delivery: Delivery) -> bool:
+        if self._gate.free():
+            await self._gate.take()
+            return True
+        try:
+            async with asyncio.timeout(LONGEST_WAIT):
+                await self._gate.take()
+        except TimeoutError:
+            await delivery.settle(Release())
+            return False
+        return True
+
+
+def prefetch(service: Service, handler: Handler) -> int:
+    """Return how many deliveries of the handler may be unsettled: its share of twice the service's concurrency."""
+    share = max(1, 2 * service.concurrency // len(service.handlers))
+    return share if handler.concurrency is None else min(share, 2 * handler.concurrency)
+
+
+class Countdown:
+    """Calls back once, when it was told so often."""
+
+    def __init__(self, left: int, done: Callable[[], None]) -> None:
+        self._left = left
+        self._done = done
+        if not left:
+            done()
+
+    def one(self) -> None:
+        """Count one."""
+        self._left -= 1
+        if self._left == 0:
+            self._done()
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do the work unless `stop` is set before it is done; tell whether it was done."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(work)
+            stopping = tasks.create_task(stop.wait())
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            working.cancel()
+            stopping.cancel()
+    except BaseExceptionGroup as group:
+        raise first_leaf(group) from None
+    return not working.cancelled()
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """Return the first exception that is no group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
