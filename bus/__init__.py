@@ -1,3 +1,86 @@
-"""Tidegate: an event-driven microservice runtime."""
+"""Tidegate: an event-driven microservice runtime. These are its public names; everything else may change.
+
+How the library is laid out, in the order of one event's journey:
+
+    event.py      typed events and their registry          client.py     Bus: publish; connect()
+    message.py    an event on the wire                     transport/    the seam to a broker: memory, rabbitmq
+    service.py    services and handlers, as declared       worker.py     hosts services: start, drain, release
+    delivery.py   decode, call, judge, settle              failure.py    what an exception becomes
+    outcome.py    Ack, Retry, DeadLetter, Release          retry.py      policies
+    app.py        App: wiring                              testing/      Tester: the same code on virtual time
+"""
+
+from .app import App
+from .client import Bus, SyncBus, connect, connect_sync
+from .clock import Seconds
+from .context import Context
+from .errors import (
+    AccessRefused,
+    BusUnavailable,
+    ConfigurationError,
+    Fate,
+    MessageTooLarge,
+    PublishError,
+    PublishRefused,
+    Reject,
+    RetryAfter,
+    TidegateError,
+    TopologyMismatch,
+    Undecodable,
+    Unroutable,
+)
+from .event import Data, Event, Events
+from .message import Message
+from .outcome import Ack, DeadLetter, Failure, Letter, Outcome, Release, Retry
+from .retry import Policy, exponential, fixed, immediate
+from .service import Handler, Middleware, Process, Queue, Service
+from .settings import Settings
+from .transport import Delivery
+
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AccessRefused",
+    "Ack",
+    "App",
+    "Bus",
+    "BusUnavailable",
+    "ConfigurationError",
+    "Context",
+    "Data",
+    "DeadLetter",
+    "Delivery",
+    "Event",
+    "Events",
+    "Failure",
+    "Fate",
+    "Handler",
+    "Letter",
+    "Message",
+    "MessageTooLarge",
+    "Middleware",
+    "Outcome",
+    "Policy",
+    "Process",
+    "PublishError",
+    "PublishRefused",
+    "Queue",
+    "Reject",
+    "Release",
+    "Retry",
+    "RetryAfter",
+    "Seconds",
+    "Service",
+    "Settings",
+    "SyncBus",
+    "TidegateError",
+    "TopologyMismatch",
+    "Undecodable",
+    "Unroutable",
+    "connect",
+    "connect_sync",
+    "exponential",
+    "fixed",
+    "immediate",
+]
