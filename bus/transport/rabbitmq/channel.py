@@ -1,0 +1,248 @@
+"""One channel of a link: requests and replies, publishing with confirms, deliveries and acks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pamqp import commands
+from pamqp.base import Frame
+
+from ...errors import Fate
+from . import wire
+from .acks import Acks
+
+
+if TYPE_CHECKING:
+    from .link import Link
+
+
+class LinkLost(ConnectionError):
+    """The link is gone, or could not be had; another try may succeed."""
+
+
+class ChannelClosed(ConnectionError):
+    """The broker closed the channel, and said why."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+        self.text = text
+
+
+@dataclass(slots=True, frozen=True)
+class Parcel:
+    """A message ready to publish: where to, what the broker must do, and its properties as bytes."""
+
+    id: str
+    exchange: str
+    key: str
+    flags: int
+    properties: bytes
+    body: bytes
+    mandatory: bool = False
+
+
+class Received:
+    """A delivery as it came; read when it is taken, not when it arrives."""
+
+    __slots__ = ("body", "channel", "header", "method")
+
+    def __init__(self, channel: Channel, method: bytes, header: bytes, body: bytes) -> None:
+        self.channel = channel
+        self.method = method
+        self.header = header
+        self.body = body
+
+
+class Batch:
+    """The messages of one publish call: the future is done when the fate of each is known, or nobody will tell."""
+
+    __slots__ = ("_left", "fates", "future")
+
+    def __init__(self, size: int, future: asyncio.Future[list[Fate]]) -> None:
+        self._left = size
+        self.fates = [Fate.UNKNOWN] * size
+        self.future = future
+
+    def one(self, index: int, fate: Fate) -> None:
+        """Note what the broker said of one message; a returned one stays unroutable whatever else is said."""
+        if self.fates[index] is Fate.UNKNOWN:
+            self.fates[index] = fate
+        self._left -= 1
+        if not self._left:
+            self.end()
+
+    def end(self) -> None:
+        """Say what is known by now."""
+        if not self.future.done():
+            self.future.set_result(self.fates)
+
+
+class Channel:
+    """A channel that is open until `closed` is set. Publishing, acking and reading never wait here."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        self.closed = asyncio.Event()
+        self.error: ConnectionError | None = None
+        self.on_delivery: Callable[[Received], None] = lambda _: None
+        self.on_cancelled: Callable[[], None] = lambda: None
+        self.acks = Acks()
+        self.number = number
+        self.link = link
+        self._replies: deque[asyncio.Future[Any]] = deque()
+        self._sequence = 0
+        self._oldest = 1
+        self._pending: dict[int, tuple[Batch, int, Parcel]] = {}
+        self._methods: dict[tuple[str, str, bool], bytes] = {}
+        self._method: bytes | None = None
+        self._header = b""
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    async def rpc(self, command: Frame) -> Any:
+        """Send a request and return the reply; raises what closed the channel."""
+        if self.error is not None:
+            raise self.error
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._replies.append(reply)
+        self.link.send_command(command, self.number)
+        return await reply
+
+    def publish(self, parcels: Sequence[Parcel]) -> Batch:
+        """Write the messages and return their batch. A link that is lost meanwhile leaves them unknown."""
+        batch = Batch(len(parcels), asyncio.get_running_loop().create_future())
+        if self.error is not None or not parcels:
+            batch.end()
+            return batch
+        frame_max = self.link.frame_max
+        for index, parcel in enumerate(parcels):
+            route = (parcel.exchange, parcel.key, parcel.mandatory)
+            method = self._methods.get(route) or self._method_frame(route)
+            frames = wire.content(self.number, parcel.flags, parcel.properties, parcel.body, frame_max)
+            self._sequence += 1
+            self._pending[self._sequence] = (batch, index, parcel)
+            self.link.send(method + frames)
+        return batch
+
+    def settle(self, tag: int) -> None:
+        """Ack a delivery; the frame goes out with this turn's others."""
+        self.acks.finished(tag)
+        self.link.flush_acks(self)
+
+    def release(self, tags: Iterable[int]) -> None:
+        """Give deliveries back to their queue."""
+        if self.error is None:
+            for tag in tags:
+                self.acks.given_back(tag)
+                self.link.send(wire.nack(self.number, tag, requeue=True))
+
+    async def aclose(self) -> None:
+        """Close the channel; when it returns without an error the broker has read every ack before. Bounded by 2 s."""
+        if self.error is None:
+            self.on_delivery = lambda _: None
+            self.link.flush()
+            try:
+                async with asyncio.timeout(2):
+                    await self.rpc(commands.Channel.Close(200, "", 0, 0))
+            except (TimeoutError, ConnectionError):
+                pass
+            self.link.forget(self)
+            self.end(LinkLost("the channel was closed here"))
+
+    def frame(self, kind: int, payload: bytes) -> None:
+        """Take a frame of this channel."""
+        if kind == wire.BODY:
+            self._parts.append(payload)
+            self._missing -= len(payload)
+            if self._missing <= 0:
+                self._content()
+        elif kind == wire.HEADER:
+            self._header = payload
+            self._missing = wire.U64.unpack_from(payload, 4)[0]
+            if not self._missing:
+                self._content()
+        else:
+            what = wire.U32.unpack_from(payload)[0]
+            if what in (wire.DELIVER, wire.RETURN):
+                self._method = payload
+            elif what == wire.BASIC_ACK:
+                tag, multiple = wire.TAG.unpack_from(payload, 4)
+                self._confirmed(tag, Fate.STORED, multiple=bool(multiple & 1))
+            elif what == wire.BASIC_NACK:
+                tag, bits = wire.TAG.unpack_from(payload, 4)
+                self._confirmed(tag, Fate.REFUSED, multiple=bool(bits & 1))
+            else:
+                self._command(self.link.command(payload, self.number))
+
+    def end(self, error: ConnectionError) -> None:
+        """Take the end of the channel: whoever waits is told, whatever is unconfirmed stays unknown."""
+        if self.error is not None:
+            return
+        self.error = error
+        self.closed.set()
+        for reply in self._replies:
+            if not reply.done():
+                reply.set_exception(error)
+                reply.exception()  # a waiter that was cancelled meanwhile must not be reported as forgotten
+        for batch, _, _ in self._pending.values():
+            batch.end()
+        self._replies.clear()
+        self._pending.clear()
+
+    def _command(self, command: Any) -> None:
+        match command:
+            case commands.Channel.Close():
+                self.link.send_command(commands.Channel.CloseOk(), self.number)
+                self.link.forget(self)
+                self.end(ChannelClosed(command.reply_code, command.reply_text))
+            case commands.Channel.Flow():
+                self.link.send_command(commands.Channel.FlowOk(command.active), self.number)
+            case commands.Basic.Cancel():
+                self.on_cancelled()
+            case _ if self._replies:
+                reply = self._replies.popleft()
+                if not reply.done():
+                    reply.set_result(command)
+
+    def _content(self) -> None:
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        method, self._method = self._method, None
+        self._parts = []
+        if method is None:
+            raise LinkLost("the broker sent content that belongs to no method")
+        if method[3] == 60:  # noqa: PLR2004 - Basic.Deliver; the other is Basic.Return
+            self.on_delivery(Received(self, method, self._header, body))
+        else:
+            self._returned(method)
+
+    def _confirmed(self, tag: int, fate: Fate, *, multiple: bool) -> None:
+        for sequence in range(self._oldest, tag + 1) if multiple else (tag,):
+            if (entry := self._pending.pop(sequence, None)) is not None:
+                entry[0].one(entry[1], fate)
+        if multiple or tag == self._oldest:
+            self._oldest = tag + 1
+
+    def _returned(self, method: bytes) -> None:
+        _, exchange, key = wire.returned(method)
+        id = wire.properties(self._header).get("message_id")
+        # rare, so the search is here and not on the way of every message
+        for batch, index, parcel in self._pending.values():
+            if (
+                parcel.id == id
+                and parcel.exchange == exchange
+                and parcel.key == key
+                and batch.fates[index] is Fate.UNKNOWN
+            ):
+                batch.fates[index] = Fate.UNROUTABLE
+                return
+
+    def _method_frame(self, route: tuple[str, str, bool]) -> bytes:
+        exchange, key, mandatory = route
+        if len(self._methods) > 10_000:  # noqa: PLR2004 - keys may be made from data
+            self._methods.clear()
+        frame = self._methods[route] = wire.publish_method(self.number, exchange, key, mandatory=mandatory)
+        return frame

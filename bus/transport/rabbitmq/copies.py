@@ -1,0 +1,128 @@
+"""Copies of a delivery: retries, dead letters and replays. A copy never changes what a message is.
+
+It keeps body, id and application headers. What would change what the broker does with it (`expiration`, `CC`, `BCC`,
+`user_id` and every `x-` header: each of them was seen to break a retry) moves to `tidegate-original-…`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, Message
+from ...outcome import Failure
+from . import wire
+from .envelope import BROKERS, MOVED
+
+
+RECORD: Final = "tidegate-failure-"
+"""What the headers of a failure record start with."""
+NESTED: Final = "tidegate-nested"
+"""JSON of the original headers that are tables or arrays, which streams drop."""
+MOVED_PROPERTIES: Final = ("expiration", "user_id")
+
+
+def retry(raw: bytes, message: Message, routing_key: str, failure: Failure, attempt: int) -> tuple[int, bytes]:
+    """Return flags and properties of a retry copy."""
+    added = {ATTEMPT: attempt, FIRST_FAILED_AT: failure.first_failed_at.isoformat()}
+    return _copy(raw, message, routing_key, added)
+
+
+def dead_letter(raw: bytes, message: Message, routing_key: str, failure: Failure) -> tuple[int, bytes]:
+    """Return flags and properties of a dead letter: the original and the failure record, in scalar headers."""
+    record = {RECORD + name.replace("_", "-"): value for name, value in record_of(failure).items()}
+    properties = _safe(raw)
+    nested = {name: value for name, value in properties.get("headers", {}).items() if isinstance(value, dict | list)}
+    if nested:
+        record[NESTED] = _json(nested)
+    return _copy(raw, message, routing_key, record)
+
+
+def replay(properties: Mapping[str, Any], added: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Return flags and properties of a replayed letter: what it was before it failed."""
+    kept = {name: value for name, value in properties.get("headers", {}).items() if not name.startswith(RECORD)}
+    for name in (ATTEMPT, FIRST_FAILED_AT, NESTED):
+        kept.pop(name, None)
+    return encode({**properties, "headers": _movable({**kept, **added}), "delivery_mode": 2})
+
+
+def record_of(failure: Failure) -> dict[str, str]:
+    """Return the failure as texts, without the live exception."""
+    return {
+        "service": failure.service,
+        "handler": failure.handler,
+        "reason": failure.reason,
+        "error_type": failure.error_type,
+        "error": failure.error,
+        "traceback": failure.traceback,
+        "attempts": str(failure.attempts),
+        "first_failed_at": failure.first_failed_at.isoformat(),
+        "last_failed_at": failure.last_failed_at.isoformat(),
+        "worker": failure.worker,
+    }
+
+
+def encode(properties: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Return flags and bytes of any properties; the slow way, for what is rare."""
+    flags, parts = 0, []
+    for bit, name, kind in wire.PROPERTIES:
+        value = properties.get(name)
+        if value is None or (name == "headers" and not value):
+            continue
+        flags |= 1 << bit
+        if kind == "s":
+            parts.append(wire.short_bytes(str(value).encode()[:255]))
+        elif kind == "t":
+            table = b"".join(wire.field(key, item) for key, item in value.items())
+            parts.append(wire.U32.pack(len(table)) + table)
+        elif kind == "o":
+            parts.append(bytes((value,)))
+        else:
+            parts.append(wire.U64.pack(value))
+    return flags, b"".join(parts)
+
+
+def _copy(raw: bytes, message: Message, routing_key: str, added: Mapping[str, Any]) -> tuple[int, bytes]:
+    properties = _safe(raw)
+    headers = dict(properties.get("headers", {}))
+    headers.setdefault(ROUTING_KEY, routing_key)
+    if message.id_made_up:
+        headers[MADE_ID] = message.id
+    for name in MOVED_PROPERTIES:
+        if (value := properties.pop(name, None)) is not None:
+            headers[ORIGINAL_PREFIX + name] = value
+    # what is older than this delivery is overwritten: attempt and record are the handler's own
+    kept = {name: value for name, value in headers.items() if not name.startswith(RECORD)}
+    return encode({**properties, "headers": _movable({**kept, **added}), "delivery_mode": 2})
+
+
+def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:
+    moved = {}
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower.startswith(BROKERS):
+            continue
+        moved[ORIGINAL_PREFIX + name if lower.startswith("x-") or lower in MOVED else name] = value
+    return moved
+
+
+def _safe(raw: bytes) -> dict[str, Any]:
+    try:
+        return dict(wire.properties(raw))
+    except wire.Malformed:
+        return {}
+
+
+def _json(value: Any) -> str:
+    import orjson  # noqa: PLC0415 - only nested headers need it
+
+    return orjson.dumps(value, default=repr).decode()
+
+
+def moment(text: Any, default: datetime) -> datetime:
+    """Return the time that a record tells, or the default where it tells none."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return default

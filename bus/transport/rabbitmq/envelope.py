@@ -1,0 +1,228 @@
+"""A message as AMQP properties and headers, and back. Reading is total: what is broken becomes a named problem.
+
+CloudEvents 1.0, binary mode, with the names of its AMQP binding; the properties of AMQP 0-9-1 repeat what plain
+clients look for. Structured mode, and messages that say nothing of themselves, are read too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+
+from ...message import (
+    ATTEMPT,
+    CLOUDEVENTS_PREFIX,
+    CLOUDEVENTS_PREFIXES,
+    DATASCHEMA,
+    FIRST_FAILED_AT,
+    HOPS,
+    JSON_CONTENT,
+    MADE_ID,
+    ORIGINAL_PREFIX,
+    ROUTING_KEY,
+    Ids,
+    Message,
+)
+from . import wire
+
+
+FLAGS: Final = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 3
+"""Content type, headers, delivery mode, correlation id, message id, timestamp, type and app id are present."""
+PERSISTENT: Final = b"\x02"
+OURS: Final = "tidegate-"
+BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+"""Headers that the broker writes; a copy must not carry them back to it."""
+MOVED: Final = frozenset({"cc", "bcc"})
+
+_ID = wire.header(f"{CLOUDEVENTS_PREFIX}id")
+_TIME = wire.header(f"{CLOUDEVENTS_PREFIX}time")
+_CORRELATION = wire.header(f"{CLOUDEVENTS_PREFIX}correlationid")
+_CAUSATION = wire.header(f"{CLOUDEVENTS_PREFIX}causationid")
+_HOPS = wire.short(HOPS) + b"I"
+_JSON = wire.short(JSON_CONTENT)
+_make_id = Ids()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What a delivery carries: the message, and what earlier deliveries to this handler left with it."""
+
+    message: Message
+    attempt: int
+    first_failed_at: datetime | None
+    redelivered: int
+
+
+def encode(message: Message) -> bytes:
+    """Return the properties of a message, headers included, for a content header with `FLAGS`."""
+    constant, tail = _constant(message.type, message.version, message.source)
+    id = message.id.encode()
+    correlation = (message.correlation_id or message.id).encode()
+    parts = [constant, wire.text(_ID, message.id), wire.text(_TIME, message.time.isoformat())]
+    parts.append(_CORRELATION + wire.U32.pack(len(correlation)) + correlation)
+    if message.causation_id is not None:
+        parts.append(wire.text(_CAUSATION, message.causation_id))
+    if message.hops:
+        parts.append(_HOPS + wire.U32.pack(message.hops))
+    if message.key is not None or message.subject is not None or message.expires is not None:
+        parts += _rare(message)
+    if message.headers:
+        parts += [wire.field(name, value) for name, value in message.headers.items()]
+    table = b"".join(parts)
+    return b"".join(
+        (
+            _JSON if message.content_type == JSON_CONTENT else wire.short(message.content_type),
+            wire.U32.pack(len(table)),
+            table,
+            PERSISTENT,
+            wire.short_bytes(correlation),
+            wire.short_bytes(id),
+            wire.U64.pack(int(message.time.timestamp())),
+            tail,
+        )
+    )
+
+
+@lru_cache(maxsize=4096)
+def _constant(type: str, version: int | None, source: str) -> tuple[bytes, bytes]:
+    attributes = {"source": source, "specversion": "1.0", "type": type}
+    if version is not None:
+        attributes["dataschema"] = DATASCHEMA.format(type=type, version=version)
+    fields = (wire.field(CLOUDEVENTS_PREFIX + name, value) for name, value in attributes.items())
+    return b"".join(fields), wire.short(type) + wire.short(source[:255])
+
+
+def _rare(message: Message) -> list[bytes]:
+    expires = message.expires.isoformat() if message.expires else None
+    given = {"partitionkey": message.key, "subject": message.subject, "expirytime": expires}
+    return [wire.field(CLOUDEVENTS_PREFIX + name, value) for name, value in given.items() if value is not None]
+
+
+def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool) -> Arrived:
+    """Read a delivery. `ours` says that it came back by the service's own exchange, so that its attempt counts."""
+    problems: list[str] = []
+    try:
+        properties = wire.properties(raw)
+    except wire.Malformed as error:
+        properties = {}
+        problems.append(f"properties: {error}")
+    headers: dict[str, Any] = properties.get("headers", {})
+    attributes = _attributes(headers)
+    if not attributes:
+        attributes, body = _structured(properties, body, problems)
+    key = _text(headers.get(ROUTING_KEY)) or routing_key
+    id = _text(attributes.get("id")) or _text(properties.get("message_id"))
+    message = Message(
+        id=id or _text(headers.get(MADE_ID)) or _make_id(),
+        type=_text(attributes.get("type")) or key,
+        version=_version(attributes.get("dataschema"), _text(attributes.get("type"))),
+        source=_text(attributes.get("source")) or _text(properties.get("app_id")) or "",
+        time=_time(attributes.get("time"), properties, problems),
+        body=body,
+        correlation_id=_text(attributes.get("correlationid")) or _text(properties.get("correlation_id")),
+        causation_id=_text(attributes.get("causationid")),
+        hops=_whole(headers.get(HOPS), 0),
+        key=_text(attributes.get("partitionkey")),
+        subject=_text(attributes.get("subject")),
+        expires=_moment("expirytime", attributes.get("expirytime"), problems),
+        reply_to=_text(properties.get("reply_to")),
+        content_type=_text(properties.get("content_type")) or JSON_CONTENT,
+        headers=_application(headers),
+        id_made_up=id is None,
+        problems=tuple(problems),
+    )
+    return Arrived(
+        message,
+        attempt=max(_whole(headers.get(ATTEMPT), 1), 1) if ours else 1,
+        first_failed_at=_moment(FIRST_FAILED_AT, headers.get(FIRST_FAILED_AT), problems) if ours else None,
+        redelivered=_whole(headers.get("x-delivery-count"), 0),
+    )
+
+
+def _attributes(headers: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in headers.items():
+        if name[:1] == "c" and name.startswith(CLOUDEVENTS_PREFIXES):
+            found[name[11:] if name[0:2] == "cl" else name[3:]] = value
+    return found
+
+
+def _structured(properties: Mapping[str, Any], body: bytes, problems: list[str]) -> tuple[dict[str, Any], bytes]:
+    declared = str(properties.get("content_type", "")).lower().startswith("application/cloudevents")
+    if not declared and not (body[:1] == b"{" and b'"specversion"' in body):
+        return {}, body
+    import orjson  # noqa: PLC0415 - only structured mode needs it
+
+    try:
+        envelope = orjson.loads(body)
+        if not isinstance(envelope, dict) or not isinstance(envelope.get("type"), str):
+            return {}, body
+        if "data_base64" in envelope:
+            data = base64.b64decode(envelope.pop("data_base64"), validate=True)
+        else:
+            data = orjson.dumps(envelope.pop("data", None))
+    except (orjson.JSONDecodeError, binascii.Error, TypeError, ValueError) as error:
+        if declared:
+            problems.append(f"structured mode: {error}")
+        return {}, body
+    return envelope, data
+
+
+def _application(headers: Mapping[str, Any]) -> dict[str, str]:
+    kept = {}
+    for name, value in headers.items():
+        if name.startswith(ORIGINAL_PREFIX):
+            name = name[len(ORIGINAL_PREFIX) :]  # noqa: PLW2901 - what a copy moved aside has its own name again
+        elif name.startswith((*CLOUDEVENTS_PREFIXES, OURS, "x-")):
+            continue
+        if (text := _text(value)) is not None:
+            kept[name] = text
+    return kept
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value or None
+    if isinstance(value, bool | int | float):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return None
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else default
+
+
+def _version(schema: Any, type: str | None) -> int | None:
+    prefix = DATASCHEMA.format(type=type, version="")
+    if isinstance(schema, str) and schema.startswith(prefix) and schema[len(prefix) :].isdecimal():
+        return int(schema[len(prefix) : len(prefix) + 9])
+    return None
+
+
+def _time(value: Any, properties: Mapping[str, Any], problems: list[str]) -> datetime:
+    sent = properties.get("timestamp")
+    return _moment("time", value, problems) or _moment("timestamp", sent, problems) or datetime.fromtimestamp(0, UTC)
+
+
+def _moment(name: str, value: Any, problems: list[str]) -> datetime | None:
+    try:
+        if value is None:
+            return None
+        if isinstance(value, str):
+            read = datetime.fromisoformat(value)
+        elif isinstance(value, int | float):
+            # AMQP counts seconds, some clients milliseconds
+            read = datetime.fromtimestamp(value / 1000 if abs(value) > 1 << 36 else value, UTC)
+        else:
+            read = value if isinstance(value, datetime) else datetime.fromisoformat(repr(value))
+        return read if read.tzinfo else read.replace(tzinfo=UTC)
+    except (ValueError, OverflowError, OSError):
+        problems.append(f"{name}: {value!r} is no RFC 3339 time"[:200])
+        return None

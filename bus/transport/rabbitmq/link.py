@@ -1,0 +1,302 @@
+"""One data connection to RabbitMQ: frames, handshake, heartbeat, flow; writes coalesced once per loop turn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from typing import Any, Final, Self, cast
+
+import pamqp.frame
+from pamqp import commands
+from pamqp.base import Frame
+from pamqp.header import ProtocolHeader
+
+from . import wire
+from .address import Address
+from .channel import Channel, LinkLost
+
+
+FRAME_MAX: Final = 131_072
+HIGH_WATER: Final = 1 << 20
+"""Bytes of one turn after which publishers wait for the next."""
+CAPABILITIES: Final = {
+    "publisher_confirms": True,
+    "basic.nack": True,
+    "consumer_cancel_notify": True,
+    "connection.blocked": True,
+    "authentication_failure_close": True,
+}
+
+
+class LinkRefused(Exception):
+    """The broker said a definite no: wrong login, no such virtual host, or a certificate that does not fit."""
+
+
+class Link(asyncio.Protocol):
+    """A connection that is open until `closed` is set; `error` tells why. Made by `connect`."""
+
+    def __init__(self, address: Address) -> None:
+        self.closed = asyncio.Event()
+        self.error: ConnectionError | None = None
+        self.frame_max = FRAME_MAX
+        self.blocked = False
+        self._address = address
+        self._heartbeat = address.heartbeat
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._buffer = b""
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._flushing = False
+        self._acking: dict[Channel, None] = {}
+        self._channels: dict[int, Channel] = {}
+        self._channel_max = 2047
+        self._paused = False
+        self._writers: deque[asyncio.Future[None]] = deque()
+        self._heard = self._said = self._loop.time()
+        self._doubted = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def connect(cls, address: Address, *, timeout: float = 10) -> Self:
+        """Connect and log in within `timeout` seconds. Raises LinkRefused for a definite no, LinkLost otherwise."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                server_hostname = address.host if address.tls else None
+                transport, link = await loop.create_connection(
+                    lambda: cls(address), address.host, address.port, ssl=address.tls, server_hostname=server_hostname
+                )
+                try:
+                    await link._opened
+                except BaseException:
+                    transport.abort()
+                    raise
+                return link
+        except ssl.SSLCertVerificationError as error:
+            raise LinkRefused(f"{address}: the broker's certificate does not fit: {error.verify_message}") from error
+        except TimeoutError as error:
+            raise LinkLost(f"{address}: no answer within {timeout:g} s") from error
+        except LinkLost:
+            raise
+        except OSError as error:
+            raise LinkLost(f"{address}: {error}") from error
+
+    async def channel(self, *, confirm: bool = False) -> Channel:
+        """Open a channel, with publisher confirms if asked for."""
+        if self.error is not None:
+            raise self.error
+        number = next(n for n in range(1, self._channel_max + 1) if n not in self._channels)
+        channel = self._channels[number] = Channel(self, number)
+        await channel.rpc(commands.Channel.Open())
+        if confirm:
+            await channel.rpc(commands.Confirm.Select())
+        return channel
+
+    def forget(self, channel: Channel) -> None:
+        """Free the channel's number, once its closing is acknowledged."""
+        self._channels.pop(channel.number, None)
+        self._acking.pop(channel, None)
+
+    async def writable(self) -> None:
+        """Wait while the socket or the broker takes nothing more. Raises what ended the link."""
+        while self.error is None and (self._paused or self.blocked or self._out_bytes > HIGH_WATER):
+            turn = self._loop.create_future()
+            self._writers.append(turn)
+            await turn
+        if self.error is not None:
+            raise self.error
+
+    def send(self, data: bytes) -> None:
+        """Write with this turn's other frames."""
+        self._out.append(data)
+        self._out_bytes += len(data)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def send_command(self, command: Frame, channel: int) -> None:
+        """Write a control frame."""
+        self.send(pamqp.frame.marshal(command, channel))
+
+    def flush_acks(self, channel: Channel) -> None:
+        """Write the channel's acks at the end of this turn."""
+        self._acking[channel] = None
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what this turn has gathered."""
+        self._flushing = False
+        if self.error is not None or self._transport is None:
+            return
+        for channel in self._acking:
+            self._out += [wire.ack(channel.number, tag, multiple=multiple) for tag, multiple in channel.acks.take()]
+        self._acking.clear()
+        if self._out:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+            self._out_bytes = 0
+            self._said = self._loop.time()
+        self._let_write()
+
+    async def aclose(self) -> None:
+        """Flush, say goodbye, and close; the broker's answer is waited for 2 s at most."""
+        if self.error is None:
+            self.send_command(commands.Connection.Close(200, "", 0, 0), 0)
+            self.flush()
+            try:
+                async with asyncio.timeout(2):
+                    await self.closed.wait()
+            except TimeoutError:
+                self._fail(LinkLost("the broker did not answer the goodbye"), abort=True)
+
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake."""
+        self._transport = cast(asyncio.Transport, transport)
+        if (sock := transport.get_extra_info("socket")) is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._heartbeat * 2000))
+        self._transport.write(ProtocolHeader().marshal())
+
+    def pause_writing(self) -> None:
+        """Hold publishers back until the socket has room."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Let publishers write again."""
+        self._paused = False
+        self._let_write()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: the socket is gone."""
+        self._fail(LinkLost(f"{self._address}: connection lost" + (f" ({exc})" if exc else "")))
+
+    def data_received(self, data: bytes) -> None:
+        """Take the frames in what came, and keep what is not whole yet."""
+        self._heard, self._doubted = self._loop.time(), False
+        if self._buffer:
+            data = self._buffer + data
+        try:
+            at = self._frames(data)
+        except LinkLost as error:
+            self._fail(error, abort=True)
+        except Exception as error:  # noqa: BLE001 - whatever garbage raises, the link cannot be trusted any more
+            self._fail(LinkLost(f"{self._address}: a garbled frame: {error!r}"), abort=True)
+        else:
+            self._buffer = data[at:] if at < len(data) else b""
+
+    def _frames(self, data: bytes) -> int:
+        at, end = 0, len(data)
+        unpack, channels = wire.HEAD.unpack_from, self._channels
+        while end - at >= 7:  # noqa: PLR2004 - a frame's kind, channel and size
+            kind, number, size = unpack(data, at)
+            if kind not in (wire.METHOD, wire.HEADER, wire.BODY, wire.BEAT) or size > self.frame_max:
+                raise self._stranger(data[at:])
+            stop = at + 7 + size
+            if stop >= end:
+                return at
+            if data[stop] != wire.END:
+                raise self._stranger(data[at:])
+            if number:
+                if (channel := channels.get(number)) is not None:
+                    channel.frame(kind, data[at + 7 : stop])
+            elif kind == wire.METHOD:
+                self._connection(self.command(data[at + 7 : stop], 0))
+            if self.error is not None:
+                return end
+            at = stop + 1
+        if at == 0 and end >= 4 and data[:4] == b"AMQP":  # noqa: PLR2004
+            raise self._stranger(data)
+        return at
+
+    def command(self, payload: bytes, channel: int) -> Any:
+        """Return a control frame's command."""
+        frame = wire.HEAD.pack(wire.METHOD, channel, len(payload)) + payload + wire.END_OCTET
+        return pamqp.frame.unmarshal(frame)[2]
+
+    def _stranger(self, data: bytes) -> LinkLost:
+        if self._opened.done():
+            return LinkLost(f"{self._address}: a garbled frame, or one over {self.frame_max} bytes: {data[:16]!r}")
+        return LinkLost(f"{self._address} does not speak AMQP 0-9-1: it began with {data[:16]!r}")
+
+    def _connection(self, command: Any) -> None:
+        match command:
+            case commands.Connection.Start():
+                address = self._address
+                properties: Any = {
+                    "capabilities": CAPABILITIES,
+                    "product": "Tidegate",
+                    "connection_name": address.name,
+                }
+                secret = f"\0{address.login}\0{address.password}"
+                self.send_command(commands.Connection.StartOk(properties, "PLAIN", secret, "en_US"), 0)
+            case commands.Connection.Tune():
+                self.frame_max = min(command.frame_max or FRAME_MAX, FRAME_MAX)
+                self._channel_max = command.channel_max or self._channel_max
+                offered = command.heartbeat or self._heartbeat
+                self._heartbeat = min(self._heartbeat, offered)
+                beat = max(1, round(self._heartbeat))
+                self.send_command(commands.Connection.TuneOk(self._channel_max, self.frame_max, beat), 0)
+                self.send_command(commands.Connection.Open(self._address.vhost), 0)
+            case commands.Connection.OpenOk():
+                self._beat()
+                if not self._opened.done():
+                    self._opened.set_result(None)
+            case commands.Connection.Close():
+                self.send_command(commands.Connection.CloseOk(), 0)
+                self.flush()
+                self._closed_by_broker(command.reply_code, command.reply_text)
+            case commands.Connection.CloseOk():
+                self._fail(LinkLost("closed"))
+            case commands.Connection.Blocked():
+                self.blocked = True
+            case commands.Connection.Unblocked():
+                self.blocked = False
+                self._let_write()
+
+    def _closed_by_broker(self, code: int, text: str) -> None:
+        if not self._opened.done() and code in (403, 530):
+            self._opened.set_exception(LinkRefused(f"{self._address}: {code} {text}"))
+        self._fail(LinkLost(f"{self._address}: {code} {text}"))
+
+    def _beat(self) -> None:
+        now, half = self._loop.time(), self._heartbeat / 2
+        silent = now - self._heard > self._heartbeat * 2
+        if silent and self._doubted:
+            self._fail(LinkLost(f"{self._address}: no heartbeat for {now - self._heard:.0f} s"), abort=True)
+            return
+        # a loop that was busy has not read yet what may be there: look once more before the verdict
+        self._doubted = silent
+        if now - self._said >= half * 0.9:
+            self.send(wire.HEARTBEAT)
+        self._timer = self._loop.call_later(min(half, 1) if silent else half, self._beat)
+
+    def _let_write(self) -> None:
+        if not (self._paused or self.blocked):
+            while self._writers:
+                turn = self._writers.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+
+    def _fail(self, error: ConnectionError, *, abort: bool = False) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        self.closed.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._opened.done():
+            self._opened.set_exception(error)
+        for channel in list(self._channels.values()):
+            channel.end(error)
+        self._channels.clear()
+        self._paused = self.blocked = False
+        self._let_write()
+        if self._transport is not None:
+            self._transport.abort() if abort else self._transport.close()

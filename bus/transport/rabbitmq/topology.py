@@ -1,0 +1,211 @@
+"""The queues and exchanges at the broker: their names, in one place, and their declaration through aio-pika.
+
+Arguments of a queue are immutable at the broker, so they are what DESIGN says from the first day. Connections here are
+plain and short-lived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelPreconditionFailed, ProbableAuthenticationError
+
+from ...errors import AccessRefused, TidegateError, TopologyMismatch
+from .. import Subscription
+from .address import Address
+
+
+DELIVERY_LIMIT: Final = 1_000
+"""A backstop only: what kills workers is dead-lettered long before. Never -1: 3.10 discards after one return."""
+CONSUMER_TIMEOUT: Final = 1_800_000
+CONNECT_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What everything is called at the broker; a namespace is put before each name."""
+
+    namespace: str = ""
+
+    def of(self, name: str) -> str:
+        """Return the name at the broker."""
+        return f"{self.namespace}.{name}" if self.namespace else name
+
+    @property
+    def events(self) -> str:
+        """The topic exchange that every event is published to."""
+        return self.of("events")
+
+    def queue(self, subscription: Subscription) -> str:
+        """The subscription's queue."""
+        return self.of(subscription.name)
+
+    def retry(self, service: str) -> str:
+        """The topic exchange that retries enter by."""
+        return self.of(f"{service}.retry")
+
+    def step(self, service: str, delay: timedelta) -> str:
+        """The queue in which retries of one delay wait."""
+        return self.of(f"{service}.retry.{milliseconds(delay)}")
+
+    def back(self, service: str) -> str:
+        """The topic exchange that retries come back by."""
+        return self.of(f"{service}.return")
+
+    def dead(self, service: str) -> str:
+        """The fanout exchange, and the stream, of a service's dead letters."""
+        return self.of(f"{service}.dead")
+
+
+def milliseconds(delay: timedelta) -> int:
+    """Return the delay as the broker counts it, rounded up: never early."""
+    return -(-delay // timedelta(milliseconds=1))
+
+
+def retry_key(subscription: str, delay: timedelta) -> str:
+    """Return the routing key by which a retry finds its step, and then its handler."""
+    return f"{milliseconds(delay)}.{subscription}"
+
+
+def queue_arguments(names: Names, subscription: Subscription) -> dict[str, Any]:
+    """Return the arguments of a subscription's queue."""
+    ordered = {"x-single-active-consumer": True} if subscription.ordered else {}
+    return {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": names.dead(subscription.service),
+        "x-dead-letter-routing-key": names.queue(subscription),
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+        "x-consumer-timeout": CONSUMER_TIMEOUT,
+        **ordered,
+    }
+
+
+def step_arguments(names: Names, service: str, delay: timedelta) -> dict[str, Any]:
+    """Return the arguments of a queue in which retries wait."""
+    return {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-message-ttl": milliseconds(delay),
+        "x-dead-letter-exchange": names.back(service),
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+@asynccontextmanager
+async def administration(addresses: Sequence[Address]) -> AsyncIterator[AbstractConnection]:
+    """Open a plain connection to the first host that answers, and close it in the end.
+
+    Raises AccessRefused for a definite no, and ConnectionError where no host answers.
+    """
+    connection = await _connect(addresses)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _connect(addresses: Sequence[Address]) -> AbstractConnection:
+    reasons = []
+    for address in addresses:
+        try:
+            return await aio_pika.connect(
+                host=address.host,
+                port=address.port,
+                login=address.login,
+                password=address.password,
+                virtualhost=address.vhost,
+                ssl=address.tls is not None,
+                ssl_context=address.tls,
+                timeout=CONNECT_TIMEOUT,
+                client_properties={"connection_name": f"{address.name} administration"},
+            )
+        except ProbableAuthenticationError as error:
+            raise AccessRefused(f"{address}: the broker refused the login of {address.login!r}") from error
+        except (OSError, TimeoutError, AMQPError) as error:
+            reasons.append(f"{address}: {error!r}")
+    raise ConnectionError("; ".join(reasons))
+
+
+async def declare(
+    connection: AbstractConnection, names: Names, subscriptions: Sequence[Subscription]
+) -> dict[str, TidegateError]:
+    """Declare what the subscriptions need; return what is wrong, by subscription.
+
+    A user that may not configure is no error here: what was declared before may do, and its consumer tells.
+    """
+    faults: dict[str, TidegateError] = {}
+    done: set[str] = set()
+    for subscription in subscriptions:
+        channel = await connection.channel()
+        try:
+            if subscription.service not in done:
+                await _declare_service(channel, names, subscription.service)
+                done.add(subscription.service)
+            await _declare_subscription(channel, names, subscription)
+        except ChannelPreconditionFailed as error:
+            faults[subscription.name] = mismatch(subscription.name, str(error))
+        except ChannelClosed as error:
+            if "ACCESS_REFUSED" not in str(error):
+                raise
+            faults[subscription.name] = AccessRefused(f"{subscription.name}: {error}")
+        else:
+            await channel.close()
+    return faults
+
+
+def mismatch(subscription: str, told: str) -> TopologyMismatch:
+    """Return the error for a queue or exchange that exists with other arguments."""
+    return TopologyMismatch(
+        f"{subscription}: {told}. It was declared by another version or by hand, and a broker never changes the "
+        "arguments of what exists. Let its queue run empty and delete it, or go back to the version that made it."
+    )
+
+
+async def _declare_service(channel: AbstractChannel, names: Names, service: str) -> None:
+    dead = await channel.declare_exchange(names.dead(service), "fanout", durable=True)
+    stream = await channel.declare_queue(names.dead(service), durable=True, arguments={"x-queue-type": "stream"})
+    await stream.bind(dead)
+    await channel.declare_exchange(names.events, "topic", durable=True)
+    await channel.declare_exchange(names.retry(service), "topic", durable=True)
+    alternate: dict[str, Any] = {"alternate-exchange": names.dead(service)}
+    await channel.declare_exchange(names.back(service), "topic", durable=True, arguments=alternate)
+
+
+async def _declare_subscription(channel: AbstractChannel, names: Names, subscription: Subscription) -> None:
+    queue = await channel.declare_queue(
+        names.queue(subscription), durable=True, arguments=queue_arguments(names, subscription)
+    )
+    await queue.bind(names.back(subscription.service), f"*.{subscription.name}")
+    for delay in subscription.delays:
+        if delay <= timedelta():
+            continue
+        step = await channel.declare_queue(
+            names.step(subscription.service, delay),
+            durable=True,
+            arguments=step_arguments(names, subscription.service, delay),
+        )
+        await step.bind(names.retry(subscription.service), f"{milliseconds(delay)}.#")
+    for pattern in subscription.patterns:
+        await queue.bind(names.events, pattern)
+
+
+async def declare_when_up(
+    addresses: Sequence[Address], names: Names, subscriptions: Sequence[Subscription], backoff: Any
+) -> dict[str, TidegateError]:
+    """Declare as soon as a broker answers; waits without a bound. Raises AccessRefused for a definite no."""
+    while True:
+        try:
+            async with administration(addresses) as connection:
+                return await declare(connection, names, subscriptions)
+        except (ConnectionError, AMQPError, TimeoutError):
+            await asyncio.sleep(backoff())
