@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +14,7 @@ from . import settings as environment
 from .errors import ConfigurationError
 from .event import Events
 from .middleware.logging import logging
+from .resources import Key
 from .service import Middleware, Service, check
 from .settings import Settings
 from .transport import Transport
@@ -72,18 +73,28 @@ class App:
         async with client.transport(chosen) as transport:
             await self.worker(transport, hosted, chosen).run(stop or asyncio.Event())
 
-    def worker(
-        self, transport: Transport, services: Sequence[Service], settings: Settings, *more: Middleware
+    def worker(  # noqa: PLR0913 - wiring, passed by name
+        self,
+        transport: Transport,
+        services: Sequence[Service],
+        settings: Settings,
+        *,
+        provided: Mapping[Key, Any] | None = None,
+        log: Middleware | None = None,
     ) -> Worker:
-        """Return the worker of these services on an open transport; `more` middleware goes outside the app's own."""
+        """Return the worker of these services on an open transport.
+
+        `provided` are resources by type that replace declared ones; `log` is told of settled outcomes instead of the log.
+        """
         return Worker(
             transport,
             services,
             app=self.name,
             events=self.events,
             settings=settings,
-            log=logging(),
-            middleware=(*more, *self._middleware),
+            log=log if log is not None else logging(),
+            middleware=self._middleware,
+            provided=provided,
         )
 
     def connect(self, settings: Settings | None = None) -> AbstractAsyncContextManager[client.Bus]:

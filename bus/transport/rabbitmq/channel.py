@@ -198,7 +198,7 @@ class Channel:
             case commands.Channel.Close():
                 self.link.send_command(commands.Channel.CloseOk(), self.number)
                 self.link.forget(self)
-                self.end(ChannelClosed(command.reply_code, command.reply_text))
+                self.end(ChannelClosed(command.reply_code or 0, command.reply_text or ""))
             case commands.Channel.Flow():
                 self.link.send_command(commands.Channel.FlowOk(command.active), self.number)
             case commands.Basic.Cancel():

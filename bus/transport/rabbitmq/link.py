@@ -251,7 +251,7 @@ class Link(asyncio.Protocol):
             case commands.Connection.Close():
                 self.send_command(commands.Connection.CloseOk(), 0)
                 self.flush()
-                self._closed_by_broker(command.reply_code, command.reply_text)
+                self._closed_by_broker(command.reply_code or 0, command.reply_text or "")
             case commands.Connection.CloseOk():
                 self._fail(LinkLost("closed"))
             case commands.Connection.Blocked():
