@@ -19,7 +19,11 @@ class Article:
     price: int
 
 
-ARTICLES = {"teapot": Article(stock=120, price=2490), "cup": Article(stock=400, price=690), "tea": Article(90, 875)}
+ARTICLES = {
+    "teapot": Article(stock=150, price=2490),
+    "cup": Article(stock=250, price=690),
+    "tea": Article(stock=250, price=875),
+}
 
 
 class Warehouse:

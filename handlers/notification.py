@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import assert_never
+from uuid import UUID
 
 from bus import Context, Reject, Service
 from events.inventory import StockRejected
@@ -15,6 +16,7 @@ class Mail:
     """What a customer reads."""
 
     customer_id: str
+    order_id: UUID
     text: str
 
 
@@ -44,8 +46,8 @@ async def mailbox() -> AsyncIterator[Mailbox]:
 @notification.on(ShipmentSent)
 async def tell_shipped(sent: ShipmentSent, context: Context, mailbox: Mailbox) -> None:
     """Tell the tracking code."""
-    text = f"Your order {sent.order_id} is on its way: {sent.tracking}."
-    mailbox.send(context.message.id, Mail(sent.customer_id, text))
+    text = f"Your order is on its way: {sent.tracking}."
+    mailbox.send(context.message.id, Mail(sent.customer_id, sent.order_id, text))
 
 
 @notification.on(StockRejected, PaymentRefused, PaymentRefunded)
@@ -62,4 +64,4 @@ async def tell_failed(
             why = f"it cannot be delivered, and you have {failed.amount / 100:.2f} back"
         case _:
             assert_never(failed)
-    mailbox.send(context.message.id, Mail(failed.customer_id, f"Your order {failed.order_id} failed: {why}."))
+    mailbox.send(context.message.id, Mail(failed.customer_id, failed.order_id, f"Your order failed: {why}."))
