@@ -90,6 +90,7 @@ class Channel:
         self.error: ConnectionError | None = None
         self.on_delivery: Callable[[Received], None] = lambda _: None
         self.on_cancelled: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
         self.acks = Acks()
         self.number = number
         self.link = link
@@ -192,6 +193,7 @@ class Channel:
             batch.end()
         self._replies.clear()
         self._pending.clear()
+        self.on_end()
 
     def _command(self, command: Any) -> None:
         match command:

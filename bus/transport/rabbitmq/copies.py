@@ -13,6 +13,7 @@ from typing import Any, Final
 from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, Message
 from ...outcome import Failure
 from . import wire
+from .delay import is_cascade
 from .envelope import BROKERS, MOVED
 
 
@@ -23,10 +24,12 @@ NESTED: Final = "tidegate-nested"
 MOVED_PROPERTIES: Final = ("expiration", "user_id")
 
 
-def retry(raw: bytes, message: Message, routing_key: str, failure: Failure, attempt: int) -> tuple[int, bytes]:
-    """Return flags and properties of a retry copy."""
-    added = {ATTEMPT: attempt, FIRST_FAILED_AT: failure.first_failed_at.isoformat()}
-    return _copy(raw, message, routing_key, added)
+def retry(  # noqa: PLR0913, PLR0917 - everything that a copy is made of
+    raw: bytes, message: Message, routing_key: str, failure: Failure, attempt: int, added: Mapping[str, Any]
+) -> tuple[int, bytes]:
+    """Return flags and properties of a retry copy; `added` headers lead it through the delay cascade."""
+    progress = {ATTEMPT: attempt, FIRST_FAILED_AT: failure.first_failed_at.isoformat()}
+    return _copy(raw, message, routing_key, {**progress, **added})
 
 
 def dead_letter(raw: bytes, message: Message, routing_key: str, failure: Failure) -> tuple[int, bytes]:
@@ -92,8 +95,8 @@ def _copy(raw: bytes, message: Message, routing_key: str, added: Mapping[str, An
     for name in MOVED_PROPERTIES:
         if (value := properties.pop(name, None)) is not None:
             headers[ORIGINAL_PREFIX + name] = value
-    # what is older than this delivery is overwritten: attempt and record are the handler's own
-    kept = {name: value for name, value in headers.items() if not name.startswith(RECORD)}
+    # an earlier failure record or trip through the delay cascade says nothing of this copy
+    kept = {name: value for name, value in headers.items() if not (name.startswith(RECORD) or is_cascade(name))}
     return encode({**properties, "headers": _movable({**kept, **added}), "delivery_mode": 2})
 
 

@@ -35,7 +35,8 @@ FLAGS: Final = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 6 | 1 << 5 
 """Content type, headers, delivery mode, correlation id, message id, timestamp, type and app id are present."""
 PERSISTENT: Final = b"\x02"
 OURS: Final = "tidegate-"
-BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+DELIVERY_COUNT: Final = "x-delivery-count"
+BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count")
 """Headers that the broker writes; a copy must not carry them back to it."""
 MOVED: Final = frozenset({"cc", "bcc"})
 
@@ -58,8 +59,8 @@ class Arrived:
     redelivered: int
 
 
-def encode(message: Message) -> bytes:
-    """Return the properties of a message, headers included, for a content header with `FLAGS`."""
+def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
+    """Return the properties of a message, headers and `added` ones included, for a content header with `FLAGS`."""
     constant, tail = _constant(message.type, message.version, message.source)
     id = message.id.encode()
     correlation = (message.correlation_id or message.id).encode()
@@ -73,6 +74,8 @@ def encode(message: Message) -> bytes:
         parts += _rare(message)
     if message.headers:
         parts += [wire.field(name, value) for name, value in message.headers.items()]
+    if added:
+        parts += [wire.field(name, value) for name, value in added.items()]
     table = b"".join(parts)
     return b"".join(
         (
@@ -103,14 +106,15 @@ def _rare(message: Message) -> list[bytes]:
     return [wire.field(CLOUDEVENTS_PREFIX + name, value) for name, value in given.items() if value is not None]
 
 
-def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool) -> Arrived:
-    """Read a delivery. `ours` says that it came back by the service's own exchange, so that its attempt counts."""
-    problems: list[str] = []
+def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered: int = 0) -> Arrived:
+    """Read a delivery. `ours` says that it came back by an exchange of ours, so that its attempt counts.
+
+    `redelivered` is what the broker's flag says: quorum queues count in a header, others only flag.
+    """
     try:
-        properties = wire.properties(raw)
+        properties, problems = wire.properties(raw), []
     except wire.Malformed as error:
-        properties = {}
-        problems.append(f"properties: {error}")
+        properties, problems = {}, [f"properties: {error}"]
     headers: dict[str, Any] = properties.get("headers", {})
     attributes = _attributes(headers)
     if not attributes:
@@ -140,8 +144,16 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool) -> Arrived:
         message,
         attempt=max(_whole(headers.get(ATTEMPT), 1), 1) if ours else 1,
         first_failed_at=_moment(FIRST_FAILED_AT, headers.get(FIRST_FAILED_AT), problems) if ours else None,
-        redelivered=_whole(headers.get("x-delivery-count"), 0),
+        redelivered=_whole(headers.get(DELIVERY_COUNT), redelivered),
     )
+
+
+def deliveries_before(raw: bytes) -> int:
+    """Return how often a quorum queue handed the message out before."""
+    try:
+        return _whole(wire.properties(raw).get("headers", {}).get(DELIVERY_COUNT), 0)
+    except wire.Malformed:
+        return 0
 
 
 def _attributes(headers: Mapping[str, Any]) -> dict[str, Any]:

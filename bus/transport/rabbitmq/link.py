@@ -101,9 +101,14 @@ class Link(asyncio.Protocol):
         self._channels.pop(channel.number, None)
         self._acking.pop(channel, None)
 
+    @property
+    def open_for_writing(self) -> bool:
+        """Whether `writable` would return at once."""
+        return self.error is None and not (self._paused or self.blocked or self._out_bytes > HIGH_WATER)
+
     async def writable(self) -> None:
         """Wait while the socket or the broker takes nothing more. Raises what ended the link."""
-        while self.error is None and (self._paused or self.blocked or self._out_bytes > HIGH_WATER):
+        while self.error is None and not self.open_for_writing:
             turn = self._loop.create_future()
             self._writers.append(turn)
             await turn

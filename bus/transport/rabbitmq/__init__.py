@@ -1,0 +1,16 @@
+"""The RabbitMQ transport, 3.10 to 4.x, no plugins.
+
+Two planes: aio-pika declares, browses and administers on short-lived connections; messages move on links of our own.
+
+    address.py     BUS_URL taken apart            topology.py      names and declarations
+    wire.py        frames as bytes                delay.py         the cascade behind delays
+    link.py        one connection                 envelope.py      a message as headers, and back
+    channel.py     one channel; acks.py           copies.py        retries, dead letters, replays
+    supervisor.py  keeps a link alive             dead_letters.py  the stream of a service's dead letters
+    publisher.py   confirmed publishing           consumer.py      feeds; delivery.py settles
+"""
+
+from .transport import RabbitMQTransport
+
+
+__all__ = ["RabbitMQTransport"]

@@ -1,0 +1,213 @@
+"""Consuming: one channel for each queue of a subscription, there again soon after anything was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Self
+
+from pamqp import commands
+
+from ...errors import AccessRefused, TidegateError
+from . import envelope, wire
+from .channel import Channel, ChannelClosed, Received
+from .delivery import RabbitMQDelivery, Settling
+from .supervisor import Backoff, Supervisor
+
+
+SUSPECT: Final = 2
+"""A message that came back so often without an outcome may be what kills workers."""
+
+
+class Inbox:
+    """Deliveries that nobody took yet, in their order; whoever waits gets the next. It outlives channels."""
+
+    def __init__(self) -> None:
+        self._ready: deque[Received] = deque()
+        self._waiting: deque[asyncio.Future[Received]] = deque()
+        self._error: TidegateError | None = None
+
+    def put(self, received: Received) -> None:
+        """Hand a delivery to who has waited longest, or keep it."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(received)
+                return
+        self._ready.append(received)
+
+    async def get(self) -> Received:
+        """Return the next delivery, at once while there is one; a cancelled wait loses nothing."""
+        if self._ready:
+            return self._ready.popleft()
+        if self._error is not None:
+            raise self._error
+        waiter: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._ready.appendleft(waiter.result())
+                self._pass_on()
+            raise
+
+    def take_back(self, channel: Channel) -> list[Received]:
+        """Remove and return what came by this channel and nobody took."""
+        mine = [received for received in self._ready if received.channel is channel]
+        self._ready = deque(received for received in self._ready if received.channel is not channel)
+        return mine
+
+    def fail(self, error: TidegateError) -> None:
+        """Tell everyone who waits, now and later, that there will be no delivery."""
+        self._error = error
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._waiting.clear()
+
+    def _pass_on(self) -> None:
+        while self._waiting and self._ready:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(self._ready.popleft())
+
+
+class Feed:
+    """One queue, consumed on a channel of its own into the inbox.
+
+    It starts at prefetch 1 and opens up when a first delivery is no suspect: a message that kills its worker would
+    take its whole prefetch with it. An ordered queue keeps its prefetch.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, queue: str, inbox: Inbox, limit: int, declare: Callable[[], Awaitable[None]] | None, *, ordered: bool = False
+    ) -> None:
+        self._supervisor = supervisor
+        self._queue = queue
+        self._inbox = inbox
+        self._limit = limit
+        self._declare = declare
+        self._ordered = ordered
+        self._channel: Channel | None = None
+        self._probing = False
+        self._cancelled = False
+        self._wake = asyncio.Event()
+        self._consuming = asyncio.Lock()
+
+    async def keep(self) -> None:
+        """Consume, and consume again after whatever was lost; ends by being cancelled, and gives back the unsettled."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._session(backoff)
+            except AccessRefused as error:
+                self._inbox.fail(error)
+                return
+            except ChannelClosed as error:
+                if error.code == 403:  # noqa: PLR2004 - AMQP's access refused
+                    self._inbox.fail(AccessRefused(f"queue {self._queue!r}: {error.text}"))
+                    return
+                if error.code == 404:  # noqa: PLR2004 - AMQP's not found
+                    await self._ensure()
+            except ConnectionError:
+                pass  # the supervisor says so once
+            await asyncio.sleep(backoff())
+
+    async def _session(self, backoff: Backoff) -> None:
+        link = await self._supervisor.link()
+        channel = await link.channel()
+        try:
+            channel.on_delivery = self._arrived
+            channel.on_cancelled = self._on_cancelled
+            channel.on_end = self._wake.set
+            self._probing, self._cancelled = not self._ordered, False
+            self._channel = channel
+            await self._apply()
+            backoff.reset()
+            while channel.error is None:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._cancelled:
+                    self._cancelled = False
+                    await self._ensure()
+                    await self._apply(cancel=False)
+                elif channel.error is None:
+                    await self._apply()
+            raise channel.error
+        finally:
+            self._channel = None
+            self._inbox.take_back(channel)
+            await channel.aclose()
+
+    async def limit(self, unsettled: int) -> None:
+        """Consume at most so many unsettled from now on; 0 stops, and gives back what nobody took."""
+        self._limit = unsettled
+        try:
+            await self._apply()
+        except ConnectionError:
+            pass  # whatever is consumed next is consumed with the new limit
+
+    async def _apply(self, *, cancel: bool = True) -> None:
+        """Bring the consumer at the broker to what is wanted: cancel, give back what is too much, consume anew."""
+        async with self._consuming:
+            channel = self._channel
+            if channel is None or channel.error is not None:
+                return
+            if cancel:
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=self._queue[:255]))
+            if self._limit == 0:
+                channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+                return
+            await channel.rpc(commands.Basic.Qos(prefetch_count=1 if self._probing else self._limit))
+            await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._queue[:255]))
+
+    async def _ensure(self) -> None:
+        """Have the queue declared again; a foreign one is waited for."""
+        if self._declare is not None:
+            await self._declare()
+            return
+        backoff = Backoff(first=0.2)
+        while True:
+            scratch = await (await self._supervisor.link()).channel()
+            try:
+                await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
+            except ChannelClosed as error:
+                if error.code != 404:  # noqa: PLR2004 - AMQP's not found
+                    raise
+                await asyncio.sleep(backoff())
+            else:
+                await scratch.aclose()
+                return
+
+    def _arrived(self, received: Received) -> None:
+        self._inbox.put(received)
+        if self._probing and envelope.deliveries_before(received.header) < SUSPECT:
+            self._probing = False
+            self._wake.set()
+
+    def _on_cancelled(self) -> None:
+        self._cancelled = True
+        self._wake.set()
+
+
+class RabbitMQConsumer:
+    """Takes the deliveries of a subscription: of its own queue, and of the foreign queues that are its sources."""
+
+    def __init__(self, inbox: Inbox, feeds: list[Feed], settling: Settling) -> None:
+        self._inbox = inbox
+        self._feeds = feeds
+        self._settling = settling
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RabbitMQDelivery:
+        received = await self._inbox.get()
+        return RabbitMQDelivery(received, self._settling)
+
+    async def limit(self, unsettled: int) -> None:
+        """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""
+        for feed in self._feeds:
+            await feed.limit(unsettled)

@@ -1,0 +1,101 @@
+"""Delays of any length: a cascade of queues whose waits are powers of two of 100 ms, one cascade a virtual host.
+
+A message enters at its highest set bit and leaves at the bottom; zero bits cost nothing. The routing key stays the
+original on the whole way, the bits travel in headers. At the bottom `tidegate-due` says whether it goes on to everyone
+or to one queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from aio_pika.abc import AbstractChannel, AbstractExchange
+from pamqp.common import FieldTable
+
+from .address import Address
+from .topology import DELIVERY_LIMIT, Names, administration
+
+
+UNIT: Final = timedelta(milliseconds=100)
+LEVELS: Final = 28
+"""Bits of a delay: 2²⁸ × 100 ms are 310 days."""
+DUE: Final = "tidegate-due"
+BIT: Final = "tidegate-d"
+DONE: Final = "delay.due"
+RETURN: Final = "delay.return"
+TO_EVENTS: Final = "events"
+TO_QUEUE: Final = "queue"
+
+
+def headers(delay: timedelta, due: str) -> dict[str, Any]:
+    """Return the headers that carry a message through the cascade; the delay is rounded up, so never early."""
+    units = min(-(-delay // UNIT), (1 << LEVELS) - 1)
+    return {DUE: due, **{f"{BIT}{bit}": bool(units >> bit & 1) for bit in range(units.bit_length())}}
+
+
+def entrance(names: Names, delay: timedelta) -> str:
+    """Return the exchange at which a delay enters: that of its highest bit."""
+    units = min(-(-delay // UNIT), (1 << LEVELS) - 1)
+    return _level(names, units.bit_length() - 1)
+
+
+def is_cascade(name: str) -> bool:
+    """Tell whether a header belongs to an earlier trip through the cascade."""
+    return name == DUE or name.startswith(BIT)
+
+
+async def declare(addresses: Sequence[Address], names: Names) -> None:
+    """Declare the cascade from the bottom up; idempotent. Raises what the broker says where the user may not."""
+    async with administration(addresses) as connection, connection.channel() as channel:
+        below: AbstractExchange = await _declare_bottom(channel, names)
+        for level in range(LEVELS):
+            below = await _declare_level(channel, names, level, below)
+
+
+async def bind_queue(addresses: Sequence[Address], names: Names, queue: str) -> None:
+    """Let delayed messages that are meant for one queue reach it; idempotent."""
+    async with administration(addresses) as connection, connection.channel() as channel:
+        target = await channel.get_queue(queue, ensure=False)
+        await target.bind(names.of(RETURN), queue)
+
+
+def _level(names: Names, level: int) -> str:
+    return names.of(f"delay.{level}")
+
+
+async def _declare_level(
+    channel: AbstractChannel, names: Names, level: int, below: AbstractExchange
+) -> AbstractExchange:
+    name = _level(names, level)
+    arguments: FieldTable = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-message-ttl": (1 << level) * int(UNIT / timedelta(milliseconds=1)),
+        "x-dead-letter-exchange": below.name,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    exchange = await channel.declare_exchange(name, "headers", durable=True)
+    queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+    await queue.bind(exchange, arguments={"x-match": "all", f"{BIT}{level}": True})
+    await below.bind(exchange, arguments={"x-match": "all", f"{BIT}{level}": False})
+    return exchange
+
+
+async def _declare_bottom(channel: AbstractChannel, names: Names) -> AbstractExchange:
+    """Declare where due messages go: on to everyone, to one queue, or, if that is gone, to `delay.unroutable`."""
+    lost = await channel.declare_exchange(names.of("delay.unroutable"), "fanout", durable=True)
+    quorum: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+    await (await channel.declare_queue(lost.name, durable=True, arguments=quorum)).bind(lost)
+    alternate: FieldTable = {"alternate-exchange": lost.name}
+    due = await channel.declare_exchange(names.of(DONE), "headers", durable=True, arguments=alternate)
+    events = await channel.declare_exchange(names.events, "topic", durable=True)
+    await events.bind(due, arguments={"x-match": "all", DUE: TO_EVENTS})
+    # an event that nobody wants must count as delivered, or at-least-once would keep it for ever
+    void = await channel.declare_queue(names.of("delay.void"), durable=True, arguments={"x-message-ttl": 0})
+    await void.bind(due, arguments={"x-match": "all", DUE: TO_EVENTS})
+    back = await channel.declare_exchange(names.of(RETURN), "direct", durable=True, arguments=alternate)
+    await back.bind(due, arguments={"x-match": "all", DUE: TO_QUEUE})
+    return due

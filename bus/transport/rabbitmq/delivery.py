@@ -1,0 +1,149 @@
+"""One delivery from RabbitMQ, and how its outcome is carried out: store every copy, then ack."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, assert_never
+
+from ...errors import BusUnavailable, DeliveryLost, PublishRefused, Unroutable
+from ...message import Message, Outgoing
+from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
+from .. import Subscription
+from . import copies, delay, envelope, wire
+from .channel import Parcel, Received
+from .supervisor import Backoff
+from .topology import Names, retry_key
+
+
+LONGEST_HOLD: Final = 15 * 60.0
+"""Seconds that a delivery is held while the broker refuses its copy: half of what it allows before it takes it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """What deliveries of one subscription need to settle."""
+
+    subscription: Subscription
+    names: Names
+    publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
+    store: Callable[[Sequence[Parcel]], Awaitable[None]]
+    redeclare: Callable[[], Awaitable[None]]
+    delay_to: Callable[[str], Awaitable[None]]
+
+
+class RabbitMQDelivery:
+    """A delivery; settling is bound to the life of the channel that it came by."""
+
+    __slots__ = ("_arrived", "_exchange", "_key", "_received", "_settling", "_tag")
+
+    def __init__(self, received: Received, settling: Settling) -> None:
+        self._received = received
+        self._settling = settling
+        self._tag, redelivered, self._exchange, self._key = wire.delivered(received.method)
+        names = settling.names
+        ours = self._exchange in (names.back(settling.subscription.service), names.of(delay.DONE))
+        self._arrived = envelope.decode(
+            received.header, received.body, self._key, ours=ours, redelivered=int(redelivered)
+        )
+
+    @property
+    def message(self) -> Message:
+        """The message."""
+        return self._arrived.message
+
+    @property
+    def attempt(self) -> int:
+        """Failed runs so far, plus one."""
+        return self._arrived.attempt
+
+    @property
+    def redelivered(self) -> int:
+        """How often it came before without an outcome, as far as the broker tells."""
+        return self._arrived.redelivered
+
+    @property
+    def first_failed_at(self) -> datetime | None:
+        """When it first failed in this handler."""
+        return self._arrived.first_failed_at
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Carry the outcome out; every copy is confirmed before the original is acked."""
+        match outcome:
+            case Ack(publish=()):
+                pass
+            case Ack(publish=published):
+                await self._held(lambda: self._settling.publish(published))
+            case Retry(delay=wait):
+                if wait > timedelta() and wait not in self._settling.subscription.delays:
+                    await self._settling.delay_to(self._settling.names.queue(self._settling.subscription))
+                await self._copied(lambda: self._store(self._retry(outcome)))
+            case DeadLetter():
+                await self._copied(lambda: self._store(self._dead_letter(outcome)))
+            case Release():
+                self._received.channel.release([self._tag])
+                return
+            case _:
+                assert_never(outcome)
+        self._require_channel()
+        self._received.channel.settle(self._tag)
+
+    async def _copied(self, store: Callable[[], Awaitable[None]]) -> None:
+        async def with_topology() -> None:
+            try:
+                await store()
+            except (Unroutable, PublishRefused) as error:
+                # the queue or exchange that the copy goes to may have been deleted: have it declared again
+                await self._settling.redeclare()
+                raise PublishRefused(str(error), error.fates) from error
+
+        await self._held(with_topology)
+
+    async def _held(self, store: Callable[[], Awaitable[None]]) -> None:
+        """Store, and while the broker refuses try again with backoff; the handler is not run again meanwhile."""
+        channel, backoff = self._received.channel, Backoff(first=0.1, limit=15)
+        give_up = asyncio.get_running_loop().time() + LONGEST_HOLD
+        while True:
+            self._require_channel()
+            try:
+                await store()
+            except (PublishRefused, BusUnavailable):
+                if asyncio.get_running_loop().time() > give_up:
+                    await channel.aclose()
+            else:
+                return
+            try:
+                async with asyncio.timeout(backoff()):
+                    await channel.closed.wait()
+            except TimeoutError:
+                continue
+
+    def _require_channel(self) -> None:
+        if (error := self._received.channel.error) is not None:
+            raise DeliveryLost(f"{self.message.id}: it comes again, because its channel is gone: {error}") from error
+
+    async def _store(self, parcel: Parcel) -> None:
+        await self._settling.store([parcel])
+
+    def _retry(self, outcome: Retry) -> Parcel:
+        names, subscription = self._settling.names, self._settling.subscription
+        added: dict[str, Any] = {}
+        if outcome.delay <= timedelta():
+            exchange, key = names.back(subscription.service), retry_key(subscription.name, timedelta())
+        elif outcome.delay in subscription.delays:
+            exchange, key = names.retry(subscription.service), retry_key(subscription.name, outcome.delay)
+        else:
+            exchange, key = delay.entrance(names, outcome.delay), names.queue(subscription)
+            added = delay.headers(outcome.delay, delay.TO_QUEUE)
+        flags, properties = copies.retry(
+            self._received.header, self.message, self._key, outcome.failure, outcome.attempt, added
+        )
+        return Parcel(self.message.id, exchange, key, flags, properties, self._received.body, mandatory=True)
+
+    def _dead_letter(self, outcome: DeadLetter) -> Parcel:
+        names, subscription = self._settling.names, self._settling.subscription
+        flags, properties = copies.dead_letter(self._received.header, self.message, self._key, outcome.failure)
+        exchange, key = names.dead(subscription.service), names.queue(subscription)
+        return Parcel(self.message.id, exchange, key, flags, properties, self._received.body, mandatory=True)

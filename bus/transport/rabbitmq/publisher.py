@@ -1,0 +1,128 @@
+"""Publishing: every message confirmed, through outages, within a timeout."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from pamqp import commands
+
+from ...errors import BusUnavailable, Fate, PublishRefused, Unroutable
+from .channel import Batch, Channel, ChannelClosed, Parcel
+from .supervisor import Backoff, Supervisor
+from .wire import Malformed
+
+
+class Publisher:
+    """Publishes parcels on one confirm channel of a supervised link; many tasks may publish at once.
+
+    A message whose fate is unknown, because the link was lost before its confirm, is published again with the same id
+    on the next link, until the timeout.
+    """
+
+    def __init__(self, supervisor: Supervisor, exchange: str, timeout: float) -> None:
+        self._supervisor = supervisor
+        self._exchange = exchange
+        self._timeout = timeout
+        self._channel: Channel | None = None
+        self._opening = asyncio.Lock()
+        self._deadlines: deque[tuple[float, Batch]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def publish(self, parcels: Sequence[Parcel]) -> None:
+        """Return when every parcel is stored. Raises Unroutable, PublishRefused or BusUnavailable with all fates."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        fates: dict[str, Fate] = {}
+        why, backoff = "", Backoff()
+        left = parcels
+        while left:
+            try:
+                channel = await self._writable(deadline)
+            except TimeoutError:
+                break
+            except ConnectionError as error:
+                why = str(error)
+                continue
+            batch = self._send(channel, left, deadline)
+            told = await batch.future
+            if isinstance(channel.error, ChannelClosed):
+                why = channel.error.text
+                told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
+            fates |= {parcel.id: fate for parcel, fate in zip(left, told, strict=True)}
+            left = [parcel for parcel, fate in zip(left, told, strict=True) if fate is Fate.UNKNOWN]
+            if left and loop.time() >= deadline:
+                break
+            if left:
+                await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
+        self._raise_for(fates, left, why)
+
+    def _send(self, channel: Channel, parcels: Sequence[Parcel], deadline: float) -> Batch:
+        try:
+            batch = channel.publish(parcels)
+        except Malformed as error:
+            fates = {parcel.id: Fate.REFUSED for parcel in parcels}
+            raise PublishRefused(f"the headers do not fit into a frame: {error}", fates) from error
+        self._deadlines.append((deadline, batch))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._sweep)
+        return batch
+
+    def _sweep(self) -> None:
+        """End the batches that are overdue. One timer for all: a timeout for each message costs too much."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1].future.done()):
+            self._deadlines.popleft()[1].end()
+        if self._deadlines:
+            self._timer = loop.call_at(self._deadlines[0][0], self._sweep)
+
+    async def _writable(self, deadline: float) -> Channel:
+        """Return the channel, ready to take more. Raises TimeoutError at the deadline."""
+        channel = self._channel
+        if channel is None or channel.error is not None or not channel.link.open_for_writing:
+            async with asyncio.timeout_at(deadline):
+                channel = await self._open()
+                await channel.link.writable()
+        return channel
+
+    async def _open(self) -> Channel:
+        async with self._opening:
+            if self._channel is not None and self._channel.error is None:
+                return self._channel
+            link = await self._supervisor.link()
+            scratch = await link.channel()
+            try:
+                await scratch.rpc(commands.Exchange.Declare(exchange=self._exchange, exchange_type="topic", durable=True))
+            except ChannelClosed:
+                # no right to configure, or declared otherwise: what is there may do, and publishing tells
+                pass
+            else:
+                await scratch.aclose()
+            self._channel = await link.channel(confirm=True)
+            return self._channel
+
+    def _raise_for(self, fates: dict[str, Fate], left: Sequence[Parcel], why: str) -> None:
+        if left:
+            fates |= {parcel.id: Fate.UNKNOWN for parcel in left}
+            because = f": {why}" if why else ""
+            raise BusUnavailable(
+                f"not confirmed within {self._timeout:g} s{because}; publish again with id= to be safe", fates
+            )
+        told = set(fates.values())
+        if Fate.UNROUTABLE in told:
+            raise Unroutable("no queue wants the message", fates)
+        if Fate.REFUSED in told:
+            raise PublishRefused(f"the broker refused to store the message{': ' + why if why else ''}", fates)
+
+    async def aclose(self) -> None:
+        """Stop the timer. Whoever still publishes gets its answer from the link."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _blamed(parcel: Parcel, fate: Fate, error: ChannelClosed) -> Fate:
+    """Return refused for a parcel whose exchange the broker names as it closes the channel; the others go again."""
+    return Fate.REFUSED if fate is Fate.UNKNOWN and f"'{parcel.exchange}'" in error.text else fate

@@ -1,0 +1,144 @@
+"""RabbitMQTransport: the seam's verbs, carried out by a publisher, feeds, and aio-pika for the topology."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from aio_pika.exceptions import AMQPError
+
+from ...errors import PublishRefused, TidegateError, TopologyMismatch
+from ...logs import logger
+from ...message import Outgoing
+from ...settings import Settings
+from .. import Subscription
+from . import delay, envelope, topology
+from .address import Address, addresses
+from .channel import Parcel
+from .consumer import Feed, Inbox, RabbitMQConsumer
+from .dead_letters import RabbitMQDeadLetters
+from .delivery import Settling
+from .publisher import Publisher
+from .supervisor import Backoff, Supervisor
+
+
+class RabbitMQTransport:
+    """A way to RabbitMQ; made by `open`. Publishing and consuming have a link each: a blocked publisher stops no acks."""
+
+    def __init__(self, settings: Settings, hosts: Sequence[Address]) -> None:
+        log = logger()
+        self._addresses = hosts
+        self._names = topology.Names(settings.namespace)
+        self._publishing = Supervisor(hosts, "publish", log)
+        self._consuming = Supervisor(hosts, "consume", log)
+        self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
+        self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
+        self._faults: dict[str, TidegateError] = {}
+        self._delays: set[str] = set()
+        self._declaring = asyncio.Lock()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._consuming_task: asyncio.Task[None] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[RabbitMQTransport]:
+        """Open the transport of `settings.url`; connects in the background. Raises ConfigurationError for a bad URL."""
+        transport = cls(settings, addresses(settings))
+        async with asyncio.TaskGroup() as tasks:
+            transport._tasks = tasks
+            publishing = tasks.create_task(transport._publishing.keep(), name="publish link")
+            try:
+                yield transport
+            finally:
+                await transport.aclose()
+                publishing.cancel()
+                if transport._consuming_task is not None:
+                    transport._consuming_task.cancel()
+
+    @property
+    def dead_letters(self) -> RabbitMQDeadLetters:
+        """The dead letters of services, in their streams."""
+        return self._dead_letters
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        """Declare what the subscriptions need, as soon as a broker answers."""
+        async with self._declaring:
+            self._faults |= await topology.declare_when_up(self._addresses, self._names, subscriptions, Backoff())
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Store the messages, in order; waits for the broker up to the publish timeout."""
+        if any(outgoing.delay > timedelta() for outgoing in messages):
+            await self._prepare_delays({o.address for o in messages if o.delay > timedelta()})
+        await self._publisher.publish([self._parcel(outgoing) for outgoing in messages])
+
+    @asynccontextmanager
+    async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[RabbitMQConsumer]:
+        """Take deliveries of a subscription, through lost connections; leaving gives back the unsettled."""
+        if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
+            raise fault
+        self._start_consuming()
+        inbox = Inbox()
+
+        async def redeclare() -> None:
+            await self.declare([subscription])
+
+        own = self._names.queue(subscription)
+        feeds = [Feed(self._consuming, own, inbox, limit, redeclare, ordered=subscription.ordered)]
+        feeds += [Feed(self._consuming, source, inbox, limit, None) for source in subscription.sources]
+        settling = Settling(
+            subscription, self._names, self.publish, self._publisher.publish, redeclare, self._prepare_delay_to
+        )
+        async with asyncio.TaskGroup() as tasks:
+            keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
+            try:
+                yield RabbitMQConsumer(inbox, feeds, settling)
+            finally:
+                for task in keeping:
+                    task.cancel()
+
+    async def aclose(self) -> None:
+        """End the publisher; the links close with the scope that `open` made."""
+        await self._publisher.aclose()
+
+    def _start_consuming(self) -> None:
+        # a program that only publishes needs no second connection
+        if self._consuming_task is None and self._tasks is not None:
+            self._consuming_task = self._tasks.create_task(self._consuming.keep(), name="consume link")
+
+    def _parcel(self, outgoing: Outgoing) -> Parcel:
+        message = outgoing.message
+        exchange, key = (self._names.events, message.type) if outgoing.address is None else ("", outgoing.address)
+        added = None
+        if outgoing.delay > timedelta():
+            exchange = delay.entrance(self._names, outgoing.delay)
+            added = delay.headers(outgoing.delay, delay.TO_EVENTS if outgoing.address is None else delay.TO_QUEUE)
+        return Parcel(
+            id=message.id,
+            exchange=exchange,
+            key=key,
+            flags=envelope.FLAGS,
+            properties=envelope.encode(message, added),
+            body=message.body,
+            mandatory=outgoing.required or outgoing.address is not None or added is not None,
+        )
+
+    async def _prepare_delays(self, queues: set[str | None]) -> None:
+        for queue in queues:
+            await self._prepare_delay_to(queue or "")
+
+    async def _prepare_delay_to(self, queue: str) -> None:
+        """Have the delay cascade, and the way from it to a queue ("" for the events exchange), once per process."""
+        if queue in self._delays:
+            return
+        async with self._declaring:
+            try:
+                if not self._delays:
+                    await delay.declare(self._addresses, self._names)
+                    self._delays.add("")
+                if queue:
+                    await delay.bind_queue(self._addresses, self._names, queue)
+                    self._delays.add(queue)
+            except (AMQPError, ConnectionError, TimeoutError) as error:
+                raise PublishRefused(f"the queues of the delay cascade cannot be declared: {error}", {}) from error
