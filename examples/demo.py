@@ -13,7 +13,7 @@ from random import Random
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from bus import App, Bus, Message, Settings
+from bus import App, Bus, Letter, Message, Settings
 from bus.client import transport as open_transport
 from bus.message import Outgoing
 from bus.settings import read
@@ -47,7 +47,7 @@ async def run(app: App, placed: Sequence[OrderPlaced], *, pace: float = PACE, pa
     screen, stage = Screen(len(placed)), Stage()
     watch = Watch(app.services, app.events, tell=screen.tell, finished=screen.advance)
     screen.say(_where(settings))
-    problems = []
+    problems: list[str] = []
     async with open_transport(settings) as transport:
         bus = Bus(transport, settings, source="/shop")
         with screen.bar():
@@ -57,8 +57,8 @@ async def run(app: App, placed: Sequence[OrderPlaced], *, pace: float = PACE, pa
                     await watch.done.wait()
             except TimeoutError:
                 problems.append(_overdue(watch, patience))
-        problems += await _letters(app, transport, watch)
-    books = close(placed, stage)
+        letters = await _letters(app, transport, watch)
+    books = close(placed, stage, letters, watch)
     problems += books.problems
     screen.table(books, watch.rows)
     for problem in problems:
@@ -86,35 +86,34 @@ async def _hosting(
 async def _place(placed: Sequence[OrderPlaced], bus: Bus, transport: Transport, watch: Watch, pace: float) -> None:
     for order in placed:
         watch.expect(str(order.order_id), str(order.order_id), "order.placed")
-    await _place_malformed(str(placed[0].order_id), transport, watch)
+    malformed = _malformed(order=placed[0])
+    watch.expect(str(placed[0].order_id), malformed.id, malformed.type)
+    await transport.publish([Outgoing(malformed)])
     for order in placed:
         await bus.publish(order, id=str(order.order_id))
         await asyncio.sleep(pace)
 
 
-async def _place_malformed(order: str, transport: Transport, watch: Watch) -> None:
-    message_id = str(uuid4())
-    watch.expect(order, message_id, "order.placed")
-    message = Message(
-        id=message_id,
+def _malformed(order: OrderPlaced) -> Message:
+    """Return a message that says it is an order, and is none: what a broken client may send beside the order itself."""
+    return Message(
+        id=str(uuid4()),
         type="order.placed",
         version=1,
         source="/elsewhere",
         time=datetime.now(UTC),
         body=b'{"order_id": "none", "lines": []}',
-        correlation_id=order,
+        correlation_id=str(order.order_id),
     )
-    await transport.publish([Outgoing(message)])
 
 
-async def _letters(app: App, transport: Transport, watch: Watch) -> list[str]:
-    problems = []
-    for service in app.services:
-        seen = sum(watch.rows[handler.subscription_name].dead_letters for handler in service.handlers)
-        stored = [letter async for letter in transport.dead_letters.browse(service.name) if watch.knows(letter.message)]
-        if seen != len(stored):
-            problems.append(f"{service.name} gave up on {seen} messages, but {len(stored)} dead letters are stored")
-    return problems
+async def _letters(app: App, transport: Transport, watch: Watch) -> list[Letter]:
+    return [
+        letter
+        for service in app.services
+        async for letter in transport.dead_letters.browse(service.name)
+        if watch.knows(letter.message)
+    ]
 
 
 def _overdue(watch: Watch, patience: float) -> str:

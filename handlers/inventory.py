@@ -20,9 +20,9 @@ class Article:
 
 
 ARTICLES = {
-    "teapot": Article(stock=150, price=2490),
-    "cup": Article(stock=250, price=690),
-    "tea": Article(stock=250, price=875),
+    "teapot": Article(stock=180, price=2490),
+    "cup": Article(stock=280, price=690),
+    "tea": Article(stock=300, price=875),
 }
 
 

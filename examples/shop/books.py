@@ -5,11 +5,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from bus import Letter
 from events.order import OrderPlaced
 from handlers.inventory import ARTICLES
 from handlers.order import State
 
-from .stage import UNREACHABLE, Stage
+from .stage import Stage
+from .watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Books:
     problems: tuple[str, ...]
 
 
-def close(orders: Sequence[OrderPlaced], stage: Stage) -> Books:
+def close(orders: Sequence[OrderPlaced], stage: Stage, letters: Sequence[Letter], watch: Watch) -> Books:
     """Return the books of these orders, with a line for whatever does not add up."""
     placed = frozenset(order.order_id for order in orders)
     shipped = placed & stage.carrier.parcels.keys()
@@ -35,7 +37,8 @@ def close(orders: Sequence[OrderPlaced], stage: Stage) -> Books:
         *_book(placed, stage),
         *_stock(placed, sent, stage),
         *_money(placed, sent, stage),
-        *_mail(orders, stage),
+        *_mail(placed, stage, letters),
+        *_letters(letters, watch),
     )
     return Books(placed, shipped, rejected, refunded, problems)
 
@@ -81,8 +84,18 @@ def _money(placed: Collection[UUID], sent: Iterable[OrderPlaced], stage: Stage) 
         yield f"{charged / 100:.2f} charged, {refunded / 100:.2f} refunded, but {worth / 100:.2f} shipped"
 
 
-def _mail(orders: Iterable[OrderPlaced], stage: Stage) -> Iterator[str]:
-    told = Counter(mail.order_id for mail in stage.mailbox.sent.values())
-    due = [order.order_id for order in orders if order.customer_id not in UNREACHABLE]
-    if wrong := [order_id for order_id in due if told[order_id] != 1]:
-        yield f"{len(wrong)} of {len(due)} customers were not told once how their order ended, such as {wrong[0]}"
+def _mail(placed: Collection[UUID], stage: Stage, letters: Iterable[Letter]) -> Iterator[str]:
+    told = Counter(str(mail.order_id) for mail in stage.mailbox.sent.values())
+    told.update(str(letter.message.correlation_id) for letter in letters if letter.service == "notification")
+    if wrong := [order_id for order_id in placed if told[str(order_id)] != 1]:
+        yield f"for {len(wrong)} orders there is not one mail, or one dead letter instead, such as {wrong[0]}"
+
+
+def _letters(letters: Sequence[Letter], watch: Watch) -> Iterator[str]:
+    stored = Counter(f"{letter.service}.{letter.handler}" for letter in letters)
+    for name, row in watch.rows.items():
+        if row.dead_letters != stored[name]:
+            yield f"{name} gave up on {row.dead_letters} messages, but {stored[name]} dead letters are stored"
+    undecodable = sum(letter.failure.reason == "undecodable" for letter in letters)
+    if undecodable != (takers := len(watch.takers("order.placed"))):
+        yield f"the malformed order is the dead letter of {undecodable} handlers, not of {takers}"

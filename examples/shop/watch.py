@@ -47,13 +47,17 @@ class Watch:
         if order not in self._open:
             self._open[order] = set()
             self._left += 1
-        taking = {(message_id, name) for name, known in self._takes.items() if type in known}
+        taking = {(message_id, name) for name in self.takers(type)}
         # what a delivery publishes may be handled before the delivery itself is told of
         self._open[order] |= taking - self._settled
 
     def knows(self, message: Message) -> bool:
         """Tell whether the message belongs to one of the orders."""
         return _order(message) in self._open
+
+    def takers(self, type: str) -> list[str]:
+        """Return the handlers that take events of a type."""
+        return [name for name, known in self._takes.items() if type in known]
 
     def under_way(self) -> Counter[str]:
         """Return how many deliveries each handler still owes."""

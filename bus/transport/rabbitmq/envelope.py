@@ -160,7 +160,7 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in headers.items():
         if name[:1] == "c" and name.startswith(CLOUDEVENTS_PREFIXES):
-            found[name[11:] if name[0:2] == "cl" else name[3:]] = value
+            found[name[12:] if name[1] == "l" else name[3:]] = value
     return found
 
 
