@@ -29,6 +29,8 @@ from .shop.watch import Watch
 ORDERS = 200
 PACE = 0.01
 """Seconds between two orders, so that a reader can watch."""
+START = 15.0
+"""Seconds that the broker has to answer."""
 PATIENCE = 60.0
 """Seconds after which what has not come is given up."""
 
@@ -55,8 +57,11 @@ async def run(app: App, placed: Sequence[OrderPlaced], *, pace: float = PACE, pa
                 async with asyncio.timeout(patience), _hosting(app, transport, settings, stage, watch):
                     await _place(placed, bus, transport, watch, pace)
                     await watch.done.wait()
-            except TimeoutError:
+            except* TimeoutError:
                 problems.append(_overdue(watch, patience))
+        if not watch.started:
+            screen.say(f"The broker did not answer within {START:g} s, so nothing was placed. Is BUS_URL right?", "red")
+            return False
         letters = await _letters(app, transport, watch)
     books = close(placed, stage, letters, watch)
     problems += books.problems
@@ -76,7 +81,8 @@ async def _hosting(
     worker = app.worker(transport, app.services, settings, provided=stage.provided(), log=watch.middleware)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(worker.run(stop, started.set))
-        await started.wait()
+        async with asyncio.timeout(START):
+            await started.wait()
         try:
             yield
         finally:
@@ -118,7 +124,7 @@ async def _letters(app: App, transport: Transport, watch: Watch) -> list[Letter]
 
 def _overdue(watch: Watch, patience: float) -> str:
     owed = [f"{name} ({count})" for name, count in watch.under_way().items()]
-    return f"after {patience:g} s these deliveries had not come: {', '.join(owed) or 'all, as none could be published'}"
+    return f"after {patience:g} s these deliveries had not come: {', '.join(owed)}"
 
 
 def _where(settings: Settings) -> str:

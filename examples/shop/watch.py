@@ -51,6 +51,11 @@ class Watch:
         # what a delivery publishes may be handled before the delivery itself is told of
         self._open[order] |= taking - self._settled
 
+    @property
+    def started(self) -> bool:
+        """Whether anything is expected yet."""
+        return bool(self._open)
+
     def knows(self, message: Message) -> bool:
         """Tell whether the message belongs to one of the orders."""
         return _order(message) in self._open
