@@ -21,7 +21,11 @@ def logger() -> Any:
         return structlog.get_logger(NAME)
     return structlog.wrap_logger(
         logging.getLogger(NAME),
-        processors=[structlog.stdlib.filter_by_level, escape_control, structlog.stdlib.render_to_log_kwargs],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            escape_control,
+            structlog.processors.KeyValueRenderer(key_order=["event"], repr_native_str=False),
+        ],
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )

@@ -53,7 +53,7 @@ class Queue:
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Handler:
     """One function of a service that subscribes to events. `needs` maps parameters to Context, Message or resources."""
 

@@ -154,6 +154,7 @@ class MemoryConsumer:
         if isinstance(outcome, Release):
             self._queue.put_back([stored])
         self._queue.hand_out()
+        self._transport.on_settled()
 
     def leave(self) -> None:
         """Consume no more, and give back what is unsettled."""
@@ -199,6 +200,10 @@ class MemoryDeadLetters:
         self._open[letter.id] = letter
         self._next += 1
 
+    def open(self) -> list[Letter]:
+        """Return the open letters of all services, oldest first."""
+        return list(self._open.values())
+
     async def browse(self, service: str) -> AsyncIterator[Letter]:
         """Yield the open letters of a service as of now."""
         for letter in [letter for letter in self._open.values() if letter.service == service]:
@@ -227,6 +232,8 @@ class MemoryTransport:
     """Keeps every queue in this process. What a crash of the process would lose is lost."""
 
     def __init__(self) -> None:
+        self.on_sent: Callable[[Outgoing], None] = lambda _: None
+        self.on_settled: Callable[[], None] = lambda: None
         self.queues: dict[str, MemoryQueue] = {}
         self._dead_letters = MemoryDeadLetters(self)
         self._positions = 0
@@ -237,10 +244,14 @@ class MemoryTransport:
         """The dead letters of every service."""
         return self._dead_letters
 
-    @property
-    def delayed(self) -> int:
-        """Messages that wait for a delay or a retry."""
-        return len(self._delayed)
+    def waiting(self) -> dict[str, int]:
+        """Return what is not settled yet, in words and numbers; a paused handler's backlog does not count."""
+        found = {"delayed or waiting for a retry": len(self._delayed)}
+        for name, queue in self.queues.items():
+            running = sum(consumer.unsettled for consumer in queue.consumers)
+            ready = len(queue.ready) if any(not consumer.paused for consumer in queue.consumers) else 0
+            found |= {f"in {name}": running, f"ready for {name}": ready}
+        return {what: count for what, count in found.items() if count}
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         """Make sure that the queues are there; a changed pattern is the new one from now on."""
@@ -315,6 +326,8 @@ class MemoryTransport:
             raise Unroutable(f"no queue wants {to!r}, and so nothing of this call was stored", fates)
 
     def _send(self, outgoing: Outgoing) -> None:
+        self.on_sent(outgoing)
+
         def route() -> None:
             for queue in self._routes(outgoing):
                 queue.put(Stored(outgoing.message, self._position()))

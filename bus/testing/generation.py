@@ -1,0 +1,100 @@
+"""A generation of a worker: tasks that can be abandoned, as if their process had died.
+
+An abandoned task never runs again: no `finally`, no `except CancelledError`. Each task that is created inside a
+generation drives its coroutine through a trampoline that stops resuming it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import types
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+
+_CURRENT: Final[ContextVar[Generation | None]] = ContextVar("tidegate generation", default=None)
+
+
+class Generation:
+    """The tasks of one life of a worker: whatever is created while `_CURRENT` is this one."""
+
+    def __init__(self) -> None:
+        self._abandoned = False
+        self._driven: dict[asyncio.Task[Any], Coroutine[Any, Any, Any]] = {}
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start the owner of this generation; the tasks that it creates, and theirs, belong to it."""
+        token = _CURRENT.set(self)
+        try:
+            return asyncio.get_running_loop().create_task(work)
+        finally:
+            _CURRENT.reset(token)
+
+    def abandon(self) -> None:
+        """Let none of the tasks run again."""
+        self._abandoned = True
+
+    async def dispose(self) -> None:
+        """End abandoned tasks without running their code; only then are their coroutines closed."""
+        tasks = [task for task in self._driven if not task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for coroutine in self._driven.values():
+            with contextlib.suppress(Exception, BaseExceptionGroup):
+                coroutine.close()
+
+    def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, arguments: Any) -> asyncio.Task[Any]:
+        """Return a task that drives the coroutine for as long as this generation lives."""
+        task = asyncio.Task(self._drive(coroutine), loop=loop, **arguments)
+        self._driven[task] = coroutine
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not self._abandoned:
+            del self._driven[task]
+
+    async def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return await self._resumed(coroutine)
+
+    @types.coroutine
+    def _resumed(self, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        resume, value = coroutine.send, None
+        while True:
+            try:
+                awaited = resume(value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                value, resume = (yield awaited), coroutine.send
+            except BaseException as error:  # noqa: BLE001 - what the loop throws in is for the coroutine
+                if self._abandoned:
+                    raise
+                value, resume = error, coroutine.throw
+            while self._abandoned:
+                yield from asyncio.get_running_loop().create_future()
+
+
+@contextmanager
+def generations() -> Iterator[None]:
+    """Let tasks that are created inside a generation belong to it."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **arguments: Any) -> Any:
+        if (generation := _CURRENT.get()) is not None:
+            return generation.task(loop, coroutine, arguments)
+        if before is not None:
+            return before(loop, coroutine, **arguments)
+        return asyncio.Task(coroutine, loop=loop, **arguments)
+
+    loop.set_task_factory(factory)
+    try:
+        yield
+    finally:
+        loop.set_task_factory(before)

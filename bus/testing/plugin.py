@@ -1,0 +1,46 @@
+"""The pytest plugin: the `bus` fixture, over `@pytest.mark.bus(service, …, resources={…})`.
+
+It is loaded in every pytest session of an environment that has Tidegate, so it imports the library only when a test
+uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+
+if TYPE_CHECKING:
+    from .tester import Tester
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark."""
+    config.addinivalue_line(
+        "markers", "bus(*services, resources=None): the services that the `bus` fixture (a tidegate Tester) runs"
+    )
+
+
+@pytest_asyncio.fixture
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Tester]:
+    """A Tester of the services that the test's `@pytest.mark.bus(…)` names."""
+    from .tester import Tester  # noqa: PLC0415 - who does not use it pays nothing
+
+    mark = request.node.get_closest_marker("bus")
+    if mark is None:
+        pytest.fail("the `bus` fixture needs @pytest.mark.bus(service, …), which names the services", pytrace=False)
+    async with Tester(*mark.args, **mark.kwargs) as tester:
+        yield tester
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Show what happened on the bus beside a failure."""
+    report = yield
+    tester: Any = getattr(item, "funcargs", {}).get("bus")
+    if report.when == "call" and report.failed and hasattr(tester, "story"):
+        report.sections.append(("tidegate", tester.story()))
+    return report

@@ -1,0 +1,248 @@
+"""Tester: services on the in-memory bus in virtual time, with what a test wants to know of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from ..client import Bus
+from ..clock import Seconds, span
+from ..discovery import named
+from ..errors import TidegateError
+from ..event import Event, Events, decode
+from ..message import Message, Outgoing
+from ..middleware.logging import logging
+from ..outcome import Ack, DeadLetter, Letter, Outcome, Retry
+from ..resources import Key
+from ..service import Handler, Middleware, Process, Service, check
+from ..settings import Settings
+from ..transport import Delivery
+from ..transport.memory import MemoryTransport
+from ..worker import Worker
+from .generation import Generation, generations
+from .virtual_time import VirtualTime
+
+
+E = TypeVar("E", bound=Event)
+
+MOST_DELIVERIES: Final = 10_000
+WITHIN: Final = 5.0
+
+
+class NotSettled(TidegateError, AssertionError):
+    """The bus did not settle: the message says what is left, in which handlers, and why the clock stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A delivery that ended: which handler, which message, and what it came to."""
+
+    handler: Handler
+    message: Message
+    attempt: int
+    outcome: Outcome
+
+
+class Tester(Bus):
+    """Runs services in this process: `async with Tester(inventory, resources={Pool: FakePool()}) as bus`.
+
+    The production delivery code runs on the memory transport; the event loop's clock jumps while `settled()` or
+    `advance()` is awaited, so no test waits. `resources` replace the services' own, by the type that they yield.
+    """
+
+    __test__ = False  # pytest would take the name for a class of tests
+
+    def __init__(
+        self,
+        *services: Service,
+        resources: Mapping[Key, Any] | None = None,
+        middleware: Sequence[Middleware] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        check(services, resources or {})
+        self.transport = MemoryTransport()
+        self.settings = settings or Settings()
+        super().__init__(self.transport, self.settings, "/test")
+        self._services = services
+        self._resources = dict(resources or {})
+        self._middleware = tuple(middleware)
+        self._events = named(services)
+        self._scope = ExitStack()
+        self._running: Counter[Handler] = Counter()
+        self._runs: list[Run] = []
+        self._sent: list[Outgoing] = []
+        self._generation: Generation | None = None
+        self._gone: list[Generation] = []
+        self._owner: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._news = asyncio.Event()
+        self._stands = False
+
+    async def __aenter__(self) -> Self:
+        self._time = VirtualTime(lambda: self._running.total() > 0)
+        self._time.stands = self._clock_stands
+        self._scope.enter_context(self._time.installed())
+        self._scope.enter_context(generations())
+        self.transport.on_sent = self._sent.append
+        self.transport.on_settled = self._news.set
+        try:
+            await self._start()
+        except BaseException:
+            self._scope.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        try:
+            if self._owner is not None:
+                self._owner.cancel()
+                await asyncio.wait([self._owner])
+            for generation in self._gone:
+                await generation.dispose()
+            await self.transport.aclose()
+        finally:
+            self._scope.close()
+        if error is not None:
+            error.add_note(self.story())
+
+    async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
+        """Return when every delivery, retry and delay has run; time jumps meanwhile.
+
+        Raises NotSettled after `within` real seconds, after so many `deliveries`, or when the clock stands: it names
+        the handlers that are busy, and why.
+        """
+        most = len(self._runs) + deliveries
+        self._stands = False
+        with self._time.jumping(within=span(within).total_seconds()):
+            while left := self.transport.waiting():
+                self._require_owner()
+                if self._stands or len(self._runs) > most:
+                    raise NotSettled(self._not_settled(left, too_many=len(self._runs) > most))
+                self._news.clear()
+                await self._news.wait()
+            # a handler whose outcome is carried out may still be on its way out of the middleware
+            while self._running.total():
+                await asyncio.sleep(0)
+
+    async def advance(self, by: Seconds) -> None:
+        """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + span(by).total_seconds()
+        with self._time.jumping(until=until):
+            arrived = asyncio.Event()
+            loop.call_at(until, arrived.set)
+            await arrived.wait()
+        await asyncio.sleep(0)
+
+    async def crash(self) -> None:
+        """Let the worker die without a goodbye, and start another: what was unsettled comes again.
+
+        No code of the old one runs any more, not even a `finally`. Resources of the services are opened anew.
+        """
+        assert self._generation is not None  # noqa: S101 - the Tester is open
+        self._generation.abandon()
+        self._gone.append(self._generation)
+        self.transport.crash()
+        self._running.clear()
+        await self._start()
+
+    def published(self, kind: type[E]) -> list[E]:
+        """Return the events of a class, or of a base's subclasses, that were published so far, in order."""
+        events = Events([kind, *self._events])
+        classes = {str(cls.__schema__.type): cls for cls in events.concrete(kind)}
+        return [
+            decode(classes[sent.message.type], sent.message.body, sent.message.version)  # type: ignore[misc]
+            for sent in self._sent
+            if sent.message.type in classes
+        ]
+
+    def handled(self, handler: Callable[..., Any]) -> list[Message]:
+        """Return the messages that the handler is done with, in the order in which it finished."""
+        return [
+            run.message for run in self._runs if run.handler.function is handler and isinstance(run.outcome, Ack)
+        ]
+
+    def dead_letters(self) -> list[Letter]:
+        """Return the open dead letters of all services, oldest first."""
+        return self.transport.dead_letters.open()
+
+    def story(self) -> str:
+        """Return what was published, handled and raised so far, a line each."""
+        lines = [f"published {sent.message.type} {sent.message.body.decode(errors='replace')}" for sent in self._sent]
+        lines += [_told(run) for run in self._runs]
+        most = 40
+        cut = [f"… {len(lines) - most} lines before"] if len(lines) > most else []
+        return "\n".join(["What happened on the bus:", *(f"  {line}" for line in cut + lines[-most:])])
+
+    async def _start(self) -> None:
+        worker = Worker(
+            self.transport,
+            self._services,
+            app="test",
+            events=self._events,
+            settings=self.settings,
+            log=logging(),
+            middleware=(self._watch, *self._middleware),
+            provided=self._resources,
+        )
+        started = asyncio.Event()
+        self._generation = Generation()
+        # one owner enters and leaves the worker's task groups: a fixture's set-up and tear-down are other tasks
+        self._owner = self._generation.start(worker.run(self._stop, started.set))
+        self._owner.add_done_callback(lambda _: started.set())
+        self._owner.add_done_callback(lambda _: self._news.set())
+        await started.wait()
+        self._require_owner()
+
+    def _watch(self, handler: Handler, process: Process) -> Process:
+        async def watched(delivery: Delivery) -> Outcome:
+            self._running[handler] += 1
+            try:
+                outcome = await process(delivery)
+            finally:
+                self._running[handler] -= 1
+            self._runs.append(Run(handler, delivery.message, delivery.attempt, outcome))
+            return outcome
+
+        return watched
+
+    def _require_owner(self) -> None:
+        if self._owner is not None and self._owner.done() and not self._owner.cancelled():
+            if (error := self._owner.exception()) is not None:
+                raise error
+
+    def _clock_stands(self) -> None:
+        self._stands = True
+        self._news.set()
+
+    def _not_settled(self, left: Mapping[str, int], *, too_many: bool) -> str:
+        lines = [f"{count} {what}" for what, count in left.items()]
+        if too_many:
+            busiest = Counter(run.handler.subscription_name for run in self._runs).most_common(3)
+            lines.append("it goes round in circles? busiest: " + ", ".join(f"{name} ({n})" for name, n in busiest))
+        else:
+            lines.append(self._time.why())
+        for handler in +self._running:
+            code = handler.function.__code__
+            lines.append(f"running: {handler.subscription_name} ({code.co_filename}:{code.co_firstlineno})")
+        return "\n  ".join(["the bus did not settle:", *lines])
+
+
+def _told(run: Run) -> str:
+    name, kind = run.handler.subscription_name, run.message.type
+    match run.outcome:
+        case Retry(failure=failure, delay=delay):
+            told = f"raised {failure.error_type}: {failure.error} (again in {delay.total_seconds():g} s)"
+        case DeadLetter(failure=failure):
+            told = f"gave up ({failure.reason}): {failure.error_type}: {failure.error}"
+        case outcome:
+            told = {"Ack": "handled it"}.get(type(outcome).__name__, "released it")
+    return f"{name} {told}: {kind} {run.message.id[:8]}, attempt {run.attempt}"

@@ -1,0 +1,172 @@
+"""Virtual time: the running event loop's clock may jump, so that a day of retries takes a millisecond.
+
+The loop's clock is the only clock of the library, and tests run on the production code, so the loop itself is what is
+changed, for as long as a Tester is open: its selector skips waits, and its `time` counts what was skipped. asyncio's own
+loop keeps both where it always kept them (`_selector`, `time`): private, so all of it is in this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import selectors
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+
+TURNS: Final = 2
+"""Looks at the outside world, without a wait, before time may jump."""
+BREATH: Final = 0.01
+"""Seconds of real time between two looks while something outside the loop may still wake it."""
+
+
+class NoVirtualTime(RuntimeError):
+    """The running loop is not asyncio's own selector loop, so its clock cannot jump."""
+
+
+class VirtualTime:
+    """Lets the running loop's clock jump while somebody asks for it, and only when nothing real can happen before.
+
+    `busy()` tells whether a handler is running: then time jumps only if nothing outside the loop can wake it.
+    """
+
+    def __init__(self, busy: Callable[[], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, asyncio.SelectorEventLoop):
+            raise NoVirtualTime(
+                f"Tester needs asyncio's own event loop, and this test runs on {type(loop).__module__}: give the test "
+                "pytest-asyncio's default loop, without uvloop"
+            )
+        if hasattr(loop, "skipped"):
+            raise NoVirtualTime("a Tester is open on this event loop already; close it first, or give one both services")
+        self._loop: Any = loop
+        self._busy = busy
+        self._asked = 0
+        self._until: float | None = None
+        self._deadline = float("inf")
+        self._jobs = 0
+        self._threads = set(threading.enumerate())
+        self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]  # noqa: SLF001
+        self.stands: Callable[[], None] = lambda: None
+        """Called when time will not come to anything: nothing is left that could happen, or real time is over."""
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Change the loop; on the way out the time that was skipped stays, so that old timers stay right."""
+        loop = self._loop
+        selector, real_time, run_in_executor = loop._selector, loop.time, loop.run_in_executor  # noqa: SLF001
+        loop.skipped = 0.0
+        loop.time = lambda: real_time() + loop.skipped
+        loop.run_in_executor = self._counted(run_in_executor)
+        loop._selector = _SkippingSelector(selector, self._wait)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            loop._selector = selector  # noqa: SLF001
+            loop.run_in_executor = run_in_executor
+            skipped = loop.skipped
+            del loop.skipped
+            loop.time = lambda: real_time() + skipped
+
+    @contextmanager
+    def jumping(self, *, until: float | None = None, within: float = float("inf")) -> Iterator[None]:
+        """Let time jump from timer to timer: up to `until` on the loop's clock, for `within` real seconds at most."""
+        self._asked += 1
+        before = self._until, self._deadline
+        self._until, self._deadline = until, time.monotonic() + within
+        try:
+            yield
+        finally:
+            self._asked -= 1
+            self._until, self._deadline = before
+
+    def why(self) -> str:
+        """Return why the clock stands, in words."""
+        if self._busy() and (outside := self._outside()):
+            return f"the clock stands because {outside}"
+        return "the clock may jump, but there is no timer to jump to"
+
+    def _outside(self) -> str | None:
+        """Return what outside of the loop may wake it, in words; None if nothing can."""
+        if self._jobs:
+            return f"{self._jobs} job(s) of an executor are running"
+        if running := [thread.name for thread in threading.enumerate() if self._may_wake(thread)]:
+            return f"the thread {running[0]!r} is running"
+        if opened := set(self._loop._selector.get_map()) - self._sockets:  # noqa: SLF001
+            return f"{len(opened)} socket(s) or pipe(s) are open"
+        return None
+
+    def _may_wake(self, thread: threading.Thread) -> bool:
+        if thread in self._threads or thread.name.startswith("asyncio_"):
+            return False  # older than the Tester, or a thread of the default executor, whose jobs are counted
+        # anyio's worker threads say themselves when they are idle
+        return thread not in getattr(thread, "idle_workers", ())
+
+    def _counted(self, run_in_executor: Callable[..., Any]) -> Callable[..., Any]:
+        def run(executor: concurrent.futures.Executor | None, function: Callable[..., Any], *arguments: Any) -> Any:
+            future = run_in_executor(executor, function, *arguments)
+            self._jobs += 1
+            future.add_done_callback(self._job_done)
+            return future
+
+        return run
+
+    def _job_done(self, _: object) -> None:
+        self._jobs -= 1
+
+    def _wait(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
+        """Do what the loop's selector does, but skip the wait where time may jump."""
+        if self._asked and time.monotonic() > self._deadline:
+            self.stands()
+            return select(0)
+        if not self._asked or (timeout is not None and timeout <= 0):
+            return select(timeout)
+        for _ in range(TURNS):
+            if ready := select(0):
+                return ready
+        if self._busy() and self._outside():
+            return select(BREATH if timeout is None else min(timeout, BREATH))
+        now = self._loop.time()
+        if self._until is not None:
+            timeout = max(min(self._until - now, float("inf") if timeout is None else timeout), 0.0)
+        if timeout is None:
+            self.stands()
+            return select(0)
+        self._loop.skipped += timeout
+        return []
+
+
+class _SkippingSelector(selectors.BaseSelector):
+    """The loop's own selector, whose waits are asked for through `wait`."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        wait: Callable[[Callable[[float | None], list[Any]], float | None], list[Any]],
+    ) -> None:
+        self._selector = selector
+        self._wait = wait
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._selector.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._selector.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._selector.modify(fileobj, events, data)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return self._wait(self._selector.select, timeout)
+
+    def close(self) -> None:
+        self._selector.close()
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._selector.get_key(fileobj)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._selector.get_map()
