@@ -1,0 +1,1 @@
+"""One module per peer, with `SETTINGS` and the coroutines `publish`, `consume` and `loop`."""
