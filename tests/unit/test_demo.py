@@ -1,13 +1,17 @@
 """The shop's demo adds up, and sees when something is missing."""
 
 import asyncio
+from datetime import UTC, datetime
 from random import Random
 
 import pytest
 
-from bus import Ack, App, Delivery, Handler, Middleware, Outcome, Process
+from bus import Ack, App, Delivery, Handler, Message, Middleware, Outcome, Process
+from bus.message import Outgoing
+from bus.transport.memory import MemoryTransport
 from examples import demo
 from examples.shop.stage import orders
+from examples.shop.watch import Watch
 
 
 def shop(*middleware: Middleware) -> App:
@@ -32,6 +36,25 @@ def dropping(name: str) -> Middleware:
         return drop
 
     return wrap
+
+
+def message(type: str) -> Message:
+    return Message(
+        id=type, type=type, version=1, source="/test", time=datetime.now(UTC), body=b"", correlation_id="order"
+    )
+
+
+async def tell(watch: Watch, app: App, name: str, message: Message, outcome: Outcome) -> None:
+    """Let the watch see that a handler's delivery came to an outcome."""
+
+    async def process(_: Delivery) -> Outcome:
+        return outcome
+
+    [handler] = [h for service in app.services for h in service.handlers if h.subscription_name == name]
+    transport = MemoryTransport()
+    async with transport.consume(handler.subscription(app.events), limit=1) as consumer:
+        await transport.publish([Outgoing(message, address=name)])
+        await watch.middleware(handler, process)(await anext(consumer))
 
 
 async def test_what_the_services_have_adds_up_to_the_orders(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,3 +90,16 @@ async def test_what_never_comes_is_named_when_patience_ends(capsys: pytest.Captu
 
     assert not await demo.run(shop(hanging), orders(3, Random(1)), pace=0, patience=0.5)
     assert "after 0.5 s these deliveries had not come: inventory.reserve_stock (4)" in capsys.readouterr().out
+
+
+async def test_an_order_ends_after_its_last_delivery_even_if_that_was_told_first() -> None:
+    app, ended = shop(), asyncio.Event()
+    watch = Watch(app.services, app.events, tell=lambda *_: None, finished=ended.set)
+    placed, reserved = message("order.placed"), message("stock.reserved")
+    watch.expect("order", placed.id, placed.type)
+    await tell(watch, app, "order.note_placed", placed, Ack())
+    await tell(watch, app, "payment.charge_order", reserved, Ack())
+    assert watch.under_way() == {"inventory.reserve_stock": 1}
+    await tell(watch, app, "inventory.reserve_stock", placed, Ack(publish=(Outgoing(reserved),)))
+    assert ended.is_set()
+    assert watch.done.is_set()
