@@ -93,6 +93,7 @@ class Feed:
         self._channel: Channel | None = None
         self._probing = False
         self._cancelled = False
+        self._consumers = 0
         self._wake = asyncio.Event()
         self._consuming = asyncio.Lock()
 
@@ -156,12 +157,14 @@ class Feed:
             if channel is None or channel.error is not None:
                 return
             if cancel:
-                await channel.rpc(commands.Basic.Cancel(consumer_tag=self._queue[:255]))
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=str(self._consumers)))
             if self._limit == 0:
                 channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
                 return
             await channel.rpc(commands.Basic.Qos(prefetch_count=1 if self._probing else self._limit))
-            await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._queue[:255]))
+            # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
+            self._consumers += 1
+            await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=str(self._consumers)))
 
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
