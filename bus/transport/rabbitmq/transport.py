@@ -46,16 +46,21 @@ class RabbitMQTransport:
     async def open(cls, settings: Settings) -> AsyncIterator[RabbitMQTransport]:
         """Open the transport of `settings.url`; connects in the background. Raises ConfigurationError for a bad URL."""
         transport = cls(settings, addresses(settings))
+        failed: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             transport._tasks = tasks
             publishing = tasks.create_task(transport._publishing.keep(), name="publish link")
             try:
                 yield transport
+            except Exception as error:  # noqa: BLE001 - raised below, where the task group cannot wrap it in a group
+                failed = error
             finally:
                 await transport.aclose()
                 publishing.cancel()
                 if transport._consuming_task is not None:
                     transport._consuming_task.cancel()
+        if failed is not None:
+            raise failed
 
     @property
     def dead_letters(self) -> RabbitMQDeadLetters:
