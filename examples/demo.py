@@ -18,6 +18,7 @@ from bus.client import transport as open_transport
 from bus.message import Outgoing
 from bus.settings import read
 from bus.transport import Transport
+from bus.worker import first_leaf
 from events.order import OrderPlaced
 
 from .shop.books import close
@@ -57,7 +58,7 @@ async def run(app: App, placed: Sequence[OrderPlaced], *, pace: float = PACE, pa
                 async with asyncio.timeout(patience), _hosting(app, transport, settings, stage, watch):
                     await _place(placed, bus, transport, watch, pace)
                     await watch.done.wait()
-            except* TimeoutError:
+            except TimeoutError:
                 problems.append(_overdue(watch, patience))
         if not watch.started:
             screen.say(f"The broker did not answer within {START:g} s, so nothing was placed. Is BUS_URL right?", "red")
@@ -79,14 +80,18 @@ async def _hosting(
 ) -> AsyncIterator[None]:
     stop, started = asyncio.Event(), asyncio.Event()
     worker = app.worker(transport, app.services, settings, provided=stage.provided(), log=watch.middleware)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(worker.run(stop, started.set))
-        async with asyncio.timeout(START):
-            await started.wait()
-        try:
-            yield
-        finally:
-            stop.set()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run(stop, started.set))
+            async with asyncio.timeout(START):
+                await started.wait()
+            try:
+                yield
+            finally:
+                stop.set()
+    except BaseExceptionGroup as group:
+        # whoever runs the demo cares for what went wrong, not for the tasks that it went wrong in
+        raise first_leaf(group) from None
 
 
 async def _place(placed: Sequence[OrderPlaced], bus: Bus, transport: Transport, watch: Watch, pace: float) -> None:
