@@ -28,5 +28,5 @@ def now() -> datetime:
 
 
 def monotonic() -> float:
-    """Return the running loop's clock, in seconds from an arbitrary start."""
-    return asyncio.get_running_loop().time()
+    """Return seconds of real time from an arbitrary start, for durations."""
+    return time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Final
 
 from . import clock
 from .clock import Seconds, span
@@ -11,6 +12,9 @@ from .errors import ConfigurationError
 from .event import Event
 from .message import Message, Outgoing, derived_id, wrap
 from .retry import LONGEST_DELAY
+
+
+NOW: Final = timedelta()
 
 
 class Context:
@@ -71,6 +75,8 @@ class Context:
 def until(delay: Seconds, at: datetime | None) -> timedelta:
     """Return how long to wait; zero, negative and past mean now. Raises ConfigurationError over 310 days."""
     if at is None:
+        if not delay:
+            return NOW
         wait = span(delay)
     elif delay:
         raise ConfigurationError("publish: give delay= or at=, not both")
@@ -80,4 +86,4 @@ def until(delay: Seconds, at: datetime | None) -> timedelta:
         wait = at - clock.now()
     if wait > LONGEST_DELAY:
         raise ConfigurationError(f"publish: a delay of {wait} is longer than the longest there is, 310 days")
-    return max(wait, timedelta())
+    return max(wait, NOW)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 import anyio.to_thread
 
 from . import clock
 from .context import Context
+from .deadline import Deadline
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge, unreadable
@@ -30,6 +31,10 @@ from .resources import Resources
 from .service import Handler, Middleware, Process
 from .settings import Settings
 from .transport import Delivery
+
+
+Call: TypeAlias = Callable[[Event | Message, Context], Awaitable[Any]]
+"""Calls the handler's function with what it subscribed to, and returns what it returned."""
 
 
 class Slots(Protocol):
@@ -95,40 +100,40 @@ def running(handler: Handler, runtime: Runtime) -> Process:
     return run
 
 
-def calling(handler: Handler, runtime: Runtime) -> Any:
+def calling(handler: Handler, runtime: Runtime) -> Call:
     """Return how the handler is called: with its parameters, under its timeout, a plain function in a thread."""
-    function, timeout = handler.function, handler.timeout
-    invoke = _awaited if inspect.iscoroutinefunction(inspect.unwrap(function)) else _threaded(runtime.threads)
+    function = handler.function
+    awaited = inspect.iscoroutinefunction(inspect.unwrap(function))
+    invoke = _awaited(function, handler.timeout) if awaited else _threaded(function, handler.timeout, runtime.threads)
     plain = {name: key for name, key in handler.needs.items() if key in (Context, Message)}
     needs = {name: key for name, key in handler.needs.items() if name not in plain}
 
     async def call(given: Event | Message, context: Context) -> Any:
         values = {name: context if key is Context else context.message for name, key in plain.items()}
         if not needs:
-            return await invoke(function, given, values, timeout)
+            return await invoke(given, values)
         async with AsyncExitStack() as stack:
-            values |= await runtime.resources.values(needs, stack)
-            return await invoke(function, given, values, timeout)
+            return await invoke(given, values | await runtime.resources.values(needs, stack))
 
     return call
 
 
-async def _awaited(function: Any, given: Event | Message, values: dict[str, Any], timeout: float) -> Any:
-    try:
-        async with asyncio.timeout(timeout) as deadline:
-            return await function(given, **values)
-    except TimeoutError as error:
-        if deadline.expired():
-            raise TimeoutError(f"the handler ran past its timeout of {timeout:g} s") from error
-        raise
-    except asyncio.CancelledError as error:
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
-        raise HandlerError("the handler ended in CancelledError, though nobody cancelled it") from error
+def _awaited(function: Any, timeout: float) -> Any:
+    deadline = Deadline(timeout)
+
+    async def invoke(given: Event | Message, values: dict[str, Any]) -> Any:
+        try:
+            return await deadline.run(function(given, **values))
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise HandlerError("the handler ended in CancelledError, though nobody cancelled it") from error
+
+    return invoke
 
 
-def _threaded(threads: anyio.CapacityLimiter) -> Any:
-    async def call(function: Any, given: Event | Message, values: dict[str, Any], timeout: float) -> Any:
+def _threaded(function: Any, timeout: float, threads: anyio.CapacityLimiter) -> Any:
+    async def invoke(given: Event | Message, values: dict[str, Any]) -> Any:
         # a thread cannot be cancelled: its failure is settled when it returns, never beside a running twin
         started = clock.monotonic()
         returned = await anyio.to_thread.run_sync(
@@ -138,7 +143,7 @@ def _threaded(threads: anyio.CapacityLimiter) -> Any:
             raise TimeoutError(f"the handler returned after its timeout of {timeout:g} s")
         return returned
 
-    return call
+    return invoke
 
 
 def settling(handler: Handler, process: Process, slots: Slots, random: Random) -> Process:
@@ -150,70 +155,82 @@ def settling(handler: Handler, process: Process, slots: Slots, random: Random) -
     runs = Runs()
 
     async def settle(delivery: Delivery) -> Outcome:
+        message = delivery.message
+        key = None if message.id_made_up else (message.id, delivery.attempt)
         try:
-            outcome = await runs.outcome(process, delivery)
+            outcome = await runs.earlier(key) if key is not None and delivery.redelivered else None
+            if outcome is None:
+                runs.begin(key)
+                outcome = await process(delivery)
         except Exception as error:  # noqa: BLE001 - a middleware's own failure is the delivery's
             outcome = judge(handler, delivery, error, random)
+        except BaseException:
+            runs.end(key, None)
+            raise
         finally:
             slots.give()
+        lost: Outcome | None = outcome
         try:
-            try:
-                await delivery.settle(outcome)
-            except Unroutable as error:
-                outcome = judge(handler, delivery, error, random)
-                await delivery.settle(outcome)
+            await _carry_out(handler, delivery, outcome, random)
+            lost = None
         except DeliveryLost:
             return Release()
-        runs.settled(delivery)
+        finally:
+            runs.end(key, lost)
         return outcome
 
     return settle
 
 
+async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, random: Random) -> None:
+    try:
+        await delivery.settle(outcome)
+    except Unroutable as error:
+        await delivery.settle(judge(handler, delivery, error, random))
+
+
+Run: TypeAlias = tuple[str, int]
+"""A message's id and the attempt."""
+
+
 class Runs:
-    """The runs of one handler that are not settled yet, so that a message that comes again finds its earlier run."""
+    """The runs of one handler that are under way, and the outcomes that could not be settled yet.
+
+    So a message that comes again, after its connection was lost, finds its earlier run.
+    """
 
     MOST: Final = 1_000
     """Outcomes that are kept for messages that may come again; the oldest go first."""
 
     def __init__(self) -> None:
-        self._by_message: dict[tuple[str, int], asyncio.Future[Outcome]] = {}
+        self._running: dict[Run, asyncio.Future[Outcome | None] | None] = {}
+        self._unsettled: dict[Run, Outcome] = {}
 
-    async def outcome(self, process: Process, delivery: Delivery) -> Outcome:
-        """Run the delivery, or take the outcome of its earlier run in this worker, waiting for its end."""
-        key = (delivery.message.id, delivery.attempt)
-        if delivery.message.id_made_up:
-            return await process(delivery)
-        if key in self._by_message:
-            earlier = self._by_message[key]
-            if not delivery.redelivered:
-                return await process(delivery)
-            await asyncio.wait([earlier])
-            if not earlier.cancelled():
-                return earlier.result()
-        return await self._run(process, delivery, key)
+    def begin(self, key: Run | None) -> None:
+        """Note that a run begins."""
+        if key is not None:
+            self._running.setdefault(key, None)
 
-    async def _run(self, process: Process, delivery: Delivery, key: tuple[str, int]) -> Outcome:
-        future = self._by_message[key] = asyncio.get_running_loop().create_future()
-        try:
-            outcome = await process(delivery)
-        except BaseException:
-            future.cancel()
-            self._by_message.pop(key, None)
-            raise
-        future.set_result(outcome)
-        if len(self._by_message) > self.MOST:
-            self._forget_oldest()
-        return outcome
+    def end(self, key: Run | None, unsettled: Outcome | None) -> None:
+        """Note that a run is over, and keep its outcome if that is not settled."""
+        if key is None:
+            return
+        twin = self._running.pop(key, None)
+        if twin is not None and not twin.done():
+            twin.set_result(unsettled)
+        elif unsettled is not None:
+            self._unsettled[key] = unsettled
+            if len(self._unsettled) > self.MOST:
+                del self._unsettled[next(iter(self._unsettled))]
 
-    def settled(self, delivery: Delivery) -> None:
-        """Forget a run: its message will not come again."""
-        self._by_message.pop((delivery.message.id, delivery.attempt), None)
-
-    def _forget_oldest(self) -> None:
-        done = (key for key, future in self._by_message.items() if future.done())
-        if (oldest := next(done, None)) is not None:
-            del self._by_message[oldest]
+    async def earlier(self, key: Run) -> Outcome | None:
+        """Return the outcome of the earlier run of a message that came again, waiting for its end; None without one."""
+        if key in self._running:
+            twin = self._running[key]
+            if twin is None:
+                twin = self._running[key] = asyncio.get_running_loop().create_future()
+            return await asyncio.shield(twin)
+        return self._unsettled.pop(key, None)
 
 
 def _hopeless(handler: Handler, delivery: Delivery, settings: Settings) -> Outcome | None:

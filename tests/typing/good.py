@@ -30,6 +30,7 @@ from bus import (
     fixed,
     immediate,
 )
+from bus.testing import Tester, context
 
 
 class Line(Data):
@@ -146,3 +147,19 @@ async def call_directly() -> None:
     # a decorated handler is still the function that it was
     assert_type(in_a_thread(placed), list[Reserved])
     assert_type(await note_all(placed), None)
+
+
+async def test_on_the_bus() -> None:
+    async with Tester(inventory, resources={Pool: Pool()}, middleware=[counting]) as bus:
+        await bus.publish(Reserved(order_id=uuid4()), delay=60)
+        await bus.advance(timedelta(minutes=1))
+        await bus.settled(within=1)
+        assert_type(bus.published(Reserved), list[Reserved])
+        assert_type(bus.handled(reserve_stock), list[Message])
+        assert_type([letter.failure.reason for letter in bus.dead_letters()][0] == "exhausted", bool)
+
+
+async def test_alone(order: Placed) -> None:
+    told = context(attempt=2)
+    assert_type(await reserve_stock(order, told, Session(Pool())), Reserved | Rejected)
+    assert_type(told.published, list[Event])
