@@ -24,7 +24,7 @@ class Inbox:
     """Deliveries that nobody took yet, in their order; whoever waits gets the next. It outlives channels."""
 
     def __init__(self) -> None:
-        self._ready: deque[Received] = deque()
+        self.ready: deque[Received] = deque()
         self._waiting: deque[asyncio.Future[Received]] = deque()
         self._error: TidegateError | None = None
 
@@ -35,12 +35,12 @@ class Inbox:
             if not waiter.done():
                 waiter.set_result(received)
                 return
-        self._ready.append(received)
+        self.ready.append(received)
 
     async def get(self) -> Received:
         """Return the next delivery, at once while there is one; a cancelled wait loses nothing."""
-        if self._ready:
-            return self._ready.popleft()
+        if self.ready:
+            return self.ready.popleft()
         if self._error is not None:
             raise self._error
         waiter: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
@@ -49,14 +49,14 @@ class Inbox:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._ready.appendleft(waiter.result())
+                self.ready.appendleft(waiter.result())
                 self._pass_on()
             raise
 
     def take_back(self, channel: Channel) -> list[Received]:
         """Remove and return what came by this channel and nobody took."""
-        mine = [received for received in self._ready if received.channel is channel]
-        self._ready = deque(received for received in self._ready if received.channel is not channel)
+        mine = [received for received in self.ready if received.channel is channel]
+        self.ready = deque(received for received in self.ready if received.channel is not channel)
         return mine
 
     def fail(self, error: TidegateError) -> None:
@@ -68,10 +68,10 @@ class Inbox:
         self._waiting.clear()
 
     def _pass_on(self) -> None:
-        while self._waiting and self._ready:
+        while self._waiting and self.ready:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_result(self._ready.popleft())
+                waiter.set_result(self.ready.popleft())
 
 
 class Feed:
@@ -207,7 +207,8 @@ class RabbitMQConsumer:
         return self
 
     async def __anext__(self) -> RabbitMQDelivery:
-        received = await self._inbox.get()
+        inbox = self._inbox
+        received = inbox.ready.popleft() if inbox.ready else await inbox.get()
         return RabbitMQDelivery(received, self._settling)
 
     async def limit(self, unsettled: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Final, assert_never
 
 from ...errors import BusUnavailable, DeliveryLost, PublishRefused, Unroutable
@@ -18,11 +19,12 @@ from .supervisor import Backoff
 from .topology import Names, retry_key
 
 
+NO_DELAY: Final = timedelta()
 LONGEST_HOLD: Final = 15 * 60.0
 """Seconds that a delivery is held while the broker refuses its copy: half of what it allows before it takes it back."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settling:
     """What deliveries of one subscription need to settle."""
 
@@ -34,6 +36,12 @@ class Settling:
     delay_to: Callable[[str], Awaitable[None]]
 
 
+    @cached_property
+    def ours(self) -> frozenset[str]:
+        """The exchanges by which only copies of ours come: what they say of attempts is true."""
+        return frozenset({self.names.back(self.subscription.service), self.names.of(delay.DONE)})
+
+
 class RabbitMQDelivery:
     """A delivery; settling is bound to the life of the channel that it came by."""
 
@@ -43,8 +51,7 @@ class RabbitMQDelivery:
         self._received = received
         self._settling = settling
         self._tag, redelivered, self._exchange, self._key = wire.delivered(received.method)
-        names = settling.names
-        ours = self._exchange in (names.back(settling.subscription.service), names.of(delay.DONE))
+        ours = self._exchange in settling.ours
         self._arrived = envelope.decode(
             received.header, received.body, self._key, ours=ours, redelivered=int(redelivered)
         )
@@ -75,13 +82,15 @@ class RabbitMQDelivery:
             case Ack(publish=()):
                 pass
             case Ack(publish=published):
-                await self._held(lambda: self._settling.publish(published))
-            case Retry(delay=wait):
-                if wait > timedelta() and wait not in self._settling.subscription.delays:
-                    await self._settling.delay_to(self._settling.names.queue(self._settling.subscription))
-                await self._copied(lambda: self._store(self._retry(outcome)))
+                self._require_channel()
+                try:
+                    await self._settling.publish(published)
+                except (PublishRefused, BusUnavailable):
+                    await self._held(lambda: self._settling.publish(published))
+            case Retry():
+                await self._held(lambda: self._copied(self._retry(outcome), outcome.delay))
             case DeadLetter():
-                await self._copied(lambda: self._store(self._dead_letter(outcome)))
+                await self._held(lambda: self._copied(self._dead_letter(outcome)))
             case Release():
                 self._received.channel.release([self._tag])
                 return
@@ -90,16 +99,16 @@ class RabbitMQDelivery:
         self._require_channel()
         self._received.channel.settle(self._tag)
 
-    async def _copied(self, store: Callable[[], Awaitable[None]]) -> None:
-        async def with_topology() -> None:
-            try:
-                await store()
-            except (Unroutable, PublishRefused) as error:
-                # the queue or exchange that the copy goes to may have been deleted: have it declared again
-                await self._settling.redeclare()
-                raise PublishRefused(str(error), error.fates) from error
-
-        await self._held(with_topology)
+    async def _copied(self, copy: Parcel, delay: timedelta = NO_DELAY) -> None:
+        settling = self._settling
+        if delay > NO_DELAY and delay not in settling.subscription.delays:
+            await settling.delay_to(settling.names.queue(settling.subscription))
+        try:
+            await settling.store([copy])
+        except (Unroutable, PublishRefused) as error:
+            # the queue or exchange that the copy goes to may have been deleted: have it declared again
+            await settling.redeclare()
+            raise PublishRefused(str(error), error.fates) from error
 
     async def _held(self, store: Callable[[], Awaitable[None]]) -> None:
         """Store, and while the broker refuses try again with backoff; the handler is not run again meanwhile."""
@@ -124,14 +133,11 @@ class RabbitMQDelivery:
         if (error := self._received.channel.error) is not None:
             raise DeliveryLost(f"{self.message.id}: it comes again, because its channel is gone: {error}") from error
 
-    async def _store(self, parcel: Parcel) -> None:
-        await self._settling.store([parcel])
-
     def _retry(self, outcome: Retry) -> Parcel:
         names, subscription = self._settling.names, self._settling.subscription
         added: dict[str, Any] = {}
-        if outcome.delay <= timedelta():
-            exchange, key = names.back(subscription.service), retry_key(subscription.name, timedelta())
+        if outcome.delay <= NO_DELAY:
+            exchange, key = names.back(subscription.service), retry_key(subscription.name, NO_DELAY)
         elif outcome.delay in subscription.delays:
             exchange, key = names.retry(subscription.service), retry_key(subscription.name, outcome.delay)
         else:

@@ -34,8 +34,17 @@ from . import wire
 FLAGS: Final = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 3
 """Content type, headers, delivery mode, correlation id, message id, timestamp, type and app id are present."""
 PERSISTENT: Final = b"\x02"
-OURS: Final = "tidegate-"
 DELIVERY_COUNT: Final = "x-delivery-count"
+ATTRIBUTES: Final = {
+    prefix + name: name
+    for prefix in CLOUDEVENTS_PREFIXES
+    for name in (
+        *("id", "source", "specversion", "type", "time", "dataschema", "datacontenttype", "subject"),
+        *("correlationid", "causationid", "partitionkey", "expirytime"),
+    )
+}
+"""The attributes that are read, by every name that they may have."""
+NOT_APPLICATION: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", "x-")
 BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count")
 """Headers that the broker writes; a copy must not carry them back to it."""
 MOVED: Final = frozenset({"cc", "bcc"})
@@ -111,12 +120,19 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered
 
     `redelivered` is what the broker's flag says: quorum queues count in a header, others only flag.
     """
+    problems: list[str] = []
+    properties: dict[str, Any] = {}
     try:
-        properties, problems = wire.properties(raw), []
+        # what the headers say stands in the properties once more, for plain clients: not read without need
+        alone = wire.headers_alone(raw)
+        properties = wire.properties(raw) if alone is None else {"headers": alone}
+        attributes, application = _sorted(properties.get("headers", {}))
+        if alone is not None and not ("id" in attributes and "type" in attributes and "time" in attributes):
+            properties = wire.properties(raw)
     except wire.Malformed as error:
-        properties, problems = {}, [f"properties: {error}"]
+        attributes, application = {}, {}
+        problems.append(f"properties: {error}")
     headers: dict[str, Any] = properties.get("headers", {})
-    attributes = _attributes(headers)
     if not attributes:
         attributes, body = _structured(properties, body, problems)
     key = _text(headers.get(ROUTING_KEY)) or routing_key
@@ -136,7 +152,7 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered
         expires=_moment("expirytime", attributes.get("expirytime"), problems),
         reply_to=_text(properties.get("reply_to")),
         content_type=_text(properties.get("content_type")) or JSON_CONTENT,
-        headers=_application(headers),
+        headers=application,
         id_made_up=id is None,
         problems=tuple(problems),
     )
@@ -156,12 +172,20 @@ def deliveries_before(raw: bytes) -> int:
         return 0
 
 
-def _attributes(headers: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the CloudEvents attributes, and the application's own headers."""
+    attributes: dict[str, Any] = {}
+    application: dict[str, str] = {}
     for name, value in headers.items():
-        if name[:1] == "c" and name.startswith(CLOUDEVENTS_PREFIXES):
-            found[name[12:] if name[1] == "l" else name[3:]] = value
-    return found
+        if (attribute := ATTRIBUTES.get(name)) is not None:
+            attributes[attribute] = value
+        elif name.startswith(ORIGINAL_PREFIX):
+            # what a copy moved aside has its own name again
+            if (text := _text(value)) is not None:
+                application[name[len(ORIGINAL_PREFIX) :]] = text
+        elif not name.startswith(NOT_APPLICATION) and (text := _text(value)) is not None:
+            application[name] = text
+    return attributes, application
 
 
 def _structured(properties: Mapping[str, Any], body: bytes, problems: list[str]) -> tuple[dict[str, Any], bytes]:
@@ -183,18 +207,6 @@ def _structured(properties: Mapping[str, Any], body: bytes, problems: list[str])
             problems.append(f"structured mode: {error}")
         return {}, body
     return envelope, data
-
-
-def _application(headers: Mapping[str, Any]) -> dict[str, str]:
-    kept = {}
-    for name, value in headers.items():
-        if name.startswith(ORIGINAL_PREFIX):
-            name = name[len(ORIGINAL_PREFIX) :]  # noqa: PLW2901 - what a copy moved aside has its own name again
-        elif name.startswith((*CLOUDEVENTS_PREFIXES, OURS, "x-")):
-            continue
-        if (text := _text(value)) is not None:
-            kept[name] = text
-    return kept
 
 
 def _text(value: Any) -> str | None:

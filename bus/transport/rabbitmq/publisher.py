@@ -32,21 +32,35 @@ class Publisher:
 
     async def publish(self, parcels: Sequence[Parcel]) -> None:
         """Return when every parcel is stored. Raises Unroutable, PublishRefused or BusUnavailable with all fates."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        channel = self._channel
+        if channel is not None and channel.error is None and channel.link.open_for_writing:
+            told = await self._send(channel, parcels, deadline).future
+            if told.count(Fate.STORED) == len(told):
+                return
+            await self._insist(parcels, deadline, channel, told)
+        else:
+            await self._insist(parcels, deadline)
+
+    async def _insist(
+        self, parcels: Sequence[Parcel], deadline: float, channel: Channel | None = None, told: list[Fate] | None = None
+    ) -> None:
+        """Publish what is unknown again and again, until every fate is known or the timeout is over."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
         fates: dict[str, Fate] = {}
         why, backoff = "", Backoff()
         left = parcels
         while left:
-            try:
-                channel = await self._writable(deadline)
-            except TimeoutError:
-                break
-            except ConnectionError as error:
-                why = str(error)
-                continue
-            batch = self._send(channel, left, deadline)
-            told = await batch.future
+            if channel is None or told is None:
+                try:
+                    channel = await self._writable(deadline)
+                except TimeoutError:
+                    break
+                except ConnectionError as error:
+                    why = str(error)
+                    await asyncio.sleep(backoff())
+                    continue
+                told = await self._send(channel, left, deadline).future
             if isinstance(channel.error, ChannelClosed):
                 why = channel.error.text
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
@@ -54,6 +68,7 @@ class Publisher:
             left = [parcel for parcel, fate in zip(left, told, strict=True) if fate is Fate.UNKNOWN]
             if left and loop.time() >= deadline:
                 break
+            channel = told = None
             if left:
                 await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
         self._raise_for(fates, left, why)

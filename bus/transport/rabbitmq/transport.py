@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
 
 from aio_pika.exceptions import AMQPError
 
@@ -31,6 +30,7 @@ class RabbitMQTransport:
         log = logger()
         self._addresses = hosts
         self._names = topology.Names(settings.namespace)
+        self._events = self._names.events
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
@@ -74,8 +74,8 @@ class RabbitMQTransport:
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Store the messages, in order; waits for the broker up to the publish timeout."""
-        if any(outgoing.delay > timedelta() for outgoing in messages):
-            await self._prepare_delays({o.address for o in messages if o.delay > timedelta()})
+        if any(outgoing.delay for outgoing in messages):
+            await self._prepare_delays({o.address for o in messages if o.delay})
         await self._publisher.publish([self._parcel(outgoing) for outgoing in messages])
 
     @asynccontextmanager
@@ -114,9 +114,9 @@ class RabbitMQTransport:
 
     def _parcel(self, outgoing: Outgoing) -> Parcel:
         message = outgoing.message
-        exchange, key = (self._names.events, message.type) if outgoing.address is None else ("", outgoing.address)
+        exchange, key = (self._events, message.type) if outgoing.address is None else ("", outgoing.address)
         added = None
-        if outgoing.delay > timedelta():
+        if outgoing.delay:
             exchange = delay.entrance(self._names, outgoing.delay)
             added = delay.headers(outgoing.delay, delay.TO_EVENTS if outgoing.address is None else delay.TO_QUEUE)
         return Parcel(

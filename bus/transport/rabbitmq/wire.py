@@ -48,6 +48,10 @@ PROPERTIES: Final = (
 )
 """The properties of class basic in the order of their flags: bit, name, kind."""
 
+JSON: Final = b"\x10application/json"
+BROKEN: Final = (ValueError, IndexError, TypeError, OverflowError, KeyError, RecursionError, struct_error)
+"""What reading garbage raises, here and in pamqp."""
+
 _ACK = Struct(">BHIHHQBB")
 _CONTENT = Struct(">BHIHHQH")
 
@@ -143,13 +147,33 @@ def _short(raw: bytes, at: int) -> tuple[str, int]:
     return raw[at + 1 : at + 1 + size].decode("utf-8", "replace"), at + 1 + size
 
 
+def headers_alone(raw: bytes) -> dict[str, Any] | None:
+    """Read the headers of a message of JSON without any other property; None where that cannot be told cheaply.
+
+    Raises Malformed, as `properties` does.
+    """
+    flags = raw[12:14]
+    # content type and headers are there, and neither encoding nor reply-to, which nothing repeats
+    if len(flags) < 2 or flags[0] & 0xE2 != 0xA0 or raw[14:31] != JSON or flags[1] & 1:  # noqa: PLR2004
+        return None
+    try:
+        end = 35 + U32.unpack_from(raw, 31)[0]
+        if end > len(raw):
+            raise Malformed("the table of headers is longer than its frame")
+        return _table(raw, 35, end)
+    except Malformed:
+        raise
+    except BROKEN as error:
+        raise Malformed(f"headers cannot be read: {error!r}") from error
+
+
 def properties(raw: bytes) -> dict[str, Any]:
     """Read a content header's payload: the properties that are there. Raises Malformed, and nothing else."""
     try:
         return _properties(raw)
     except Malformed:
         raise
-    except (ValueError, IndexError, TypeError, OverflowError, KeyError, RecursionError, struct_error) as error:
+    except BROKEN as error:
         raise Malformed(f"properties cannot be read: {error!r}") from error
 
 
