@@ -21,7 +21,6 @@ from pathlib import Path
 import aio_pika
 
 from benchmarks.measure import Order, order
-from bus.service import Handler, Service
 from bus.transport.rabbitmq.topology import Names, queue_arguments
 
 
@@ -73,7 +72,9 @@ def run(peer: str, workload: str, url: str, total: int, level: str) -> dict[str,
     asyncio.run(prepare(url, workload, total))
     command = [sys.executable, "-m", "benchmarks.one", peer, workload, url, str(total), level]
     with Path("/dev/null" if level == "warning" else ".cache/bench.log").open("w") as log:
-        done = subprocess.run(command, capture_output=False, stdout=subprocess.PIPE, stderr=log, check=True, timeout=300)
+        done = subprocess.run(
+            command, capture_output=False, stdout=subprocess.PIPE, stderr=log, check=True, timeout=300
+        )
     return json.loads(done.stdout)
 
 

@@ -73,7 +73,7 @@ class App:
         async with client.transport(chosen) as transport:
             await self.worker(transport, hosted, chosen).run(stop or asyncio.Event())
 
-    def worker(  # noqa: PLR0913 - wiring, passed by name
+    def worker(
         self,
         transport: Transport,
         services: Sequence[Service],
@@ -84,7 +84,7 @@ class App:
     ) -> Worker:
         """Return the worker of these services on an open transport.
 
-        `provided` are resources by type that replace declared ones; `log` is told of settled outcomes instead of the log.
+        `provided` are resources by type that replace declared ones; `log` is told of settled outcomes instead.
         """
         return Worker(
             transport,
@@ -103,6 +103,6 @@ class App:
 
     def cli(self) -> None:
         """Run the command line of the app with this process's arguments; exits."""
-        from .cli import main  # noqa: PLC0415 - a worker that is embedded needs no command line
+        from .cli import main
 
         main(self)

@@ -33,7 +33,7 @@ class Bus:
         self._source = source
         self._ids = Ids()
 
-    async def publish(  # noqa: PLR0913 - every one of them is asked for by users
+    async def publish(
         self,
         *events: Event,
         delay: Seconds = 0,
@@ -74,7 +74,7 @@ class SyncBus:
         self._portal = portal
         self._pid = os.getpid()
 
-    def publish(  # noqa: PLR0913 - the arguments of Bus.publish
+    def publish(
         self,
         *events: Event,
         delay: Seconds = 0,
@@ -97,18 +97,20 @@ class SyncBus:
 
 
 @asynccontextmanager
-async def connect(url: str | None = None, *, source: str = "/client", settings: Settings | None = None) -> AsyncIterator[Bus]:
+async def connect(
+    url: str | None = None, *, source: str = "/client", settings: Settings | None = None
+) -> AsyncIterator[Bus]:
     """Connect to the bus of `url`, or of `BUS_URL`: `async with connect() as bus: await bus.publish(…)`.
 
     Returns at once; publishing waits for the connection. `source` names the publisher in each event (CloudEvents'
-    `source`). Raises ConfigurationError where there is no URL, or one that is no URL of a bus: never a silent memory bus.
+    `source`). Raises ConfigurationError where there is no URL, or one of no bus: never a silent memory bus.
     """
     chosen = settings or environment.read()
     if url is not None:
         chosen = replace(chosen, url=url)
     if not chosen.url:
         raise ConfigurationError(
-            "connect(): there is no bus to connect to. Set BUS_URL, such as amqp://guest:guest@localhost/, or pass a URL"
+            "connect(): there is no bus to connect to. Set BUS_URL, such as amqp://guest:guest@localhost/, or pass one."
         )
     async with transport(chosen) as opened:
         yield Bus(opened, chosen, source)
@@ -119,7 +121,7 @@ def connect_sync(
     url: str | None = None, *, source: str = "/client", settings: Settings | None = None
 ) -> Iterator[SyncBus]:
     """Connect from code that is not async: `with connect_sync() as bus: bus.publish(…)`. Thread-safe."""
-    from anyio.from_thread import start_blocking_portal  # noqa: PLC0415 - only those who need threads pay for them
+    from anyio.from_thread import start_blocking_portal
 
     with (
         start_blocking_portal() as portal,
@@ -132,11 +134,11 @@ def transport(settings: Settings) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of the settings' URL; the only place that picks one."""
     scheme = urlsplit(settings.url).scheme
     if scheme == "memory":
-        from .transport.memory import MemoryTransport  # noqa: PLC0415 - only the chosen transport is loaded
+        from .transport.memory import MemoryTransport
 
         return _closing(MemoryTransport())
     if scheme in ("amqp", "amqps"):
-        from .transport.rabbitmq import RabbitMQTransport  # noqa: PLC0415 - only the chosen transport is loaded
+        from .transport.rabbitmq import RabbitMQTransport
 
         return RabbitMQTransport.open(settings)
     raise ConfigurationError(

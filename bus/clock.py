@@ -22,7 +22,7 @@ def span(seconds: Seconds) -> timedelta:
 
 def now() -> datetime:
     """Return wall time in UTC; it jumps with the running loop's clock where a test lets that jump."""
-    loop = asyncio._get_running_loop()  # noqa: SLF001 - None outside a loop, where the public call raises
+    loop = asyncio._get_running_loop()
     skipped = getattr(loop, "skipped", 0.0) if loop is not None else 0.0
     return datetime.fromtimestamp(time.time() + skipped, UTC)
 

@@ -26,7 +26,7 @@ class Context:
 
     __slots__ = ("_limit", "_outgoing", "_source", "_subscription", "attempt", "first_failed_at", "message")
 
-    def __init__(  # noqa: PLR0913 - plain data, passed by name
+    def __init__(
         self,
         message: Message,
         *,
@@ -44,7 +44,7 @@ class Context:
         self._limit = limit
         self._outgoing: list[Outgoing] = []
 
-    def publish(  # noqa: PLR0913 - the arguments of Bus.publish
+    def publish(
         self,
         *events: Event,
         delay: Seconds = 0,

@@ -28,7 +28,7 @@ class Deadline:
     async def run(self, work: Awaitable[T]) -> T:
         """Await the work; raises TimeoutError when it was cancelled because its time was over."""
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        assert task is not None
         loop = asyncio.get_running_loop()
         self._due[task] = loop.time() + self._limit
         if self._timer is None:

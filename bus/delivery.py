@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
 from random import Random
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -40,8 +39,13 @@ Call: TypeAlias = Callable[[Event | Message, Context], Awaitable[Any]]
 class Slots(Protocol):
     """The right to run: one of the service's, and one of the handler's where it has its own limit."""
 
-    async def take(self) -> None: ...
-    def give(self) -> None: ...
+    async def take(self) -> None:
+        """Wait for the right."""
+        ...
+
+    def give(self) -> None:
+        """Give it back."""
+        ...
 
 
 class HandlerError(TidegateError):
@@ -60,7 +64,9 @@ class Runtime:
     random: Random = field(default_factory=Random)
 
 
-def build(handler: Handler, runtime: Runtime, slots: Slots, middleware: Sequence[Middleware], log: Middleware) -> Process:
+def build(
+    handler: Handler, runtime: Runtime, slots: Slots, middleware: Sequence[Middleware], log: Middleware
+) -> Process:
     """Return how one delivery of the handler is processed and settled; whoever calls it has taken a slot."""
     process = running(handler, runtime)
     for wrap in reversed(middleware):
@@ -93,7 +99,7 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         )
         try:
             context.publish(*_events(await call(given, context)))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its failure
+        except (Exception, SystemExit) as error:
             return judge(handler, delivery, error, random)
         return Ack(context.outgoing)
 
@@ -162,7 +168,7 @@ def settling(handler: Handler, process: Process, slots: Slots, random: Random) -
             if outcome is None:
                 runs.begin(key)
                 outcome = await process(delivery)
-        except Exception as error:  # noqa: BLE001 - a middleware's own failure is the delivery's
+        except Exception as error:
             outcome = judge(handler, delivery, error, random)
         except BaseException:
             runs.end(key, None)
@@ -256,5 +262,3 @@ def _events(returned: Any) -> Sequence[Event]:
     if events is None or not all(isinstance(event, Event) for event in events):
         raise HandlerError(f"the handler returned {type(returned).__qualname__}: it may return events, or None")
     return events
-
-

@@ -24,7 +24,7 @@ def services(package: str) -> tuple[Service, ...]:
 
 
 def events(package: str, hosted: Sequence[Service] = ()) -> Events:
-    """Import a package with all its modules and return its event classes, and those that the services' handlers name."""
+    """Import a package with all its modules and return its events, and those that the services' handlers name."""
     registry = Events()
     for module in _modules(package, "events"):
         for value in vars(module).values():

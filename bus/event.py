@@ -66,7 +66,7 @@ def _mutable_in(annotation: Any) -> type | None:
 class DataMeta(ModelMetaclass):
     """Tells type checkers that every subclass is frozen, and says which keywords an event class takes."""
 
-    def __new__(  # noqa: PYI034 - what it returns is a class, and pydantic's metaclass says Any too
+    def __new__(
         mcs,
         name: str,
         bases: tuple[type[Any], ...],
@@ -199,7 +199,7 @@ def type_of(cls: type[Event]) -> str:
 
 
 def _upcasted(cls: type[Event], body: bytes, version: int) -> dict[str, Any]:
-    import orjson  # noqa: PLC0415 - only old versions need it
+    import orjson
 
     schema = cls.__schema__
     if version > schema.version:

@@ -10,7 +10,7 @@ from random import Random
 from typing import Literal
 
 from . import clock
-from .errors import Reject, RetryAfter, UnknownType, UnknownVersion, Undecodable
+from .errors import Reject, RetryAfter, Undecodable, UnknownType, UnknownVersion
 from .outcome import DeadLetter, Failure, Outcome, Reason, Retry
 from .service import DEPLOY_STEP, Handler
 from .transport import Delivery
@@ -82,7 +82,7 @@ def text_of(error: BaseException) -> str:
     """Return the exception's text, capped; also of one whose `str()` raises."""
     try:
         text = str(error)
-    except Exception as second:  # noqa: BLE001 - a user's __str__ may raise anything
+    except Exception as second:
         text = f"(its text cannot be had: str() raised {type(second).__qualname__})"
     return text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " …"
 
@@ -91,6 +91,6 @@ def traceback_of(error: BaseException) -> str:
     """Return the formatted traceback, capped to its end."""
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception as second:  # noqa: BLE001 - formatting calls a user's __str__ and __repr__
+    except Exception as second:
         text = f"(the traceback cannot be had: formatting raised {type(second).__qualname__})"
     return text if len(text) <= LONGEST_TRACEBACK else "… " + text[-LONGEST_TRACEBACK:]

@@ -67,6 +67,6 @@ def escape_control(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
 
 
 def _as_json(fields: EventDict, **_: Any) -> bytes:
-    import orjson  # noqa: PLC0415 - only JSON logs need it
+    import orjson
 
     return orjson.dumps(fields, default=str)

@@ -90,8 +90,9 @@ class Ids:
     _pid: int = 0
 
     def __call__(self) -> str:
+        """Return a new id of 32 hexadecimal digits."""
         if self._pid != os.getpid():
-            self._random, self._pid = random.Random(os.urandom(32)), os.getpid()  # noqa: S311 - unique, not secret
+            self._random, self._pid = random.Random(os.urandom(32)), os.getpid()
         return f"{self._random.getrandbits(128):032x}"
 
 

@@ -22,8 +22,8 @@ MOST_STEPS: Final = 6
 class Policy:
     """How often a failed delivery is tried again, and after which delays. Made by the functions of this module.
 
-    `attempts` counts runs in all, the first included. `delays` has one entry per retry; with `jitter` a retry picks
-    by chance among its delay and the neighbouring steps. Errors of `give_up` are not retried; with `only` set, no others are.
+    `attempts` counts runs in all, the first included. `delays` has one entry per retry; with `jitter` a retry picks by
+    chance among its delay and the neighbouring steps. Errors of `give_up` are not retried, nor those outside of `only`.
     """
 
     attempts: int
@@ -57,7 +57,7 @@ class Policy:
 
     def __str__(self) -> str:
         waits = ", ".join(f"{delay.total_seconds():g}" for delay in self.delays[:8])
-        more = ", …" if len(self.delays) > 8 else ""  # noqa: PLR2004
+        more = ", …" if len(self.delays) > 8 else ""
         return f"{self.attempts} attempts, after {waits}{more} s" if self.delays else "1 attempt"
 
 
@@ -96,7 +96,7 @@ def _rounded(waits: list[float]) -> list[float]:
 
 
 def _policy(attempts: int, waits: list[float], *, jitter: bool) -> Policy:
-    if not 1 <= attempts <= 1000:  # noqa: PLR2004
+    if not 1 <= attempts <= 1000:
         raise ConfigurationError(f"a retry policy with attempts={attempts}: it takes 1 to 1000 runs in all")
     if any(not 0 <= wait <= LONGEST_DELAY.total_seconds() for wait in waits):
         raise ConfigurationError("a retry policy's delays must lie between 0 and 310 days")

@@ -43,7 +43,9 @@ DEFAULT_CONCURRENCY = 16
 class Subscribe(Protocol[In]):
     """The decorator that `Service.on` returns: it checks the event's parameter and the return, and changes nothing."""
 
-    def __call__(self, function: Callable[Concatenate[In, P], R], /) -> Callable[Concatenate[In, P], R]: ...
+    def __call__(self, function: Callable[Concatenate[In, P], R], /) -> Callable[Concatenate[In, P], R]:
+        """Register the function and return it as it is."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,7 @@ def _twice(what: str, named: list[tuple[str, str]]) -> list[str]:
     return problems
 
 
-def _handler(  # noqa: PLR0913, PLR0917 - the arguments of Service.on
+def _handler(
     service: Service,
     function: Callable[..., Any],
     sources: tuple[Any, ...],
@@ -283,6 +285,6 @@ def _needs(function: Callable[..., Any], place: str) -> dict[str, Key]:
 
 
 def _concurrency(place: str, value: int) -> int:
-    if not 1 <= value <= 10_000:  # noqa: PLR2004
+    if not 1 <= value <= 10_000:
         raise ConfigurationError(f"{place}: concurrency={value}; it must be 1 to 10,000 deliveries at once")
     return value

@@ -20,7 +20,7 @@ RESERVED: Final = frozenset({"dead", "retry", "return", "suspects", "delay", "ev
 
 def check_name(what: str, name: str) -> str:
     """Return `name` if queues may be named by it; raise ConfigurationError if not."""
-    if not NAME.fullmatch(name) or len(name) > 60:  # noqa: PLR2004 - two names and a prefix must fit in 255 bytes
+    if not NAME.fullmatch(name) or len(name) > 60:
         raise ConfigurationError(f"{what} {name!r}: a name has up to 60 of a-z, 0-9 and _, and starts with a letter")
     if name in RESERVED:
         raise ConfigurationError(f"{what} {name!r}: Tidegate's own queues have that name; choose another")

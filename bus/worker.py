@@ -13,8 +13,8 @@ from .delivery import Runtime, build
 from .errors import AccessRefused, ConfigurationError
 from .event import Events
 from .logs import logger
-from .resources import Key, Resources
 from .outcome import Release
+from .resources import Key, Resources
 from .service import Handler, Middleware, Process, Service
 from .settings import Settings
 from .transport import Consumer, Delivery, Transport
@@ -60,7 +60,7 @@ class Worker:
     services' own; `log` is the outermost, and sees outcomes that are settled.
     """
 
-    def __init__(  # noqa: PLR0913 - wiring, passed by name
+    def __init__(
         self,
         transport: Transport,
         services: Sequence[Service],
@@ -157,7 +157,7 @@ class Subscriber:
 
     async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - for the type checker
+        assert task is not None
         while not stop.is_set():
             self._idle.add(task)
             delivery = await anext(consumer)

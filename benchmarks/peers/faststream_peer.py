@@ -10,7 +10,9 @@ from benchmarks.measure import WINDOW, Order, Reserved, Stopwatch, in_window, or
 
 SETTINGS = "RabbitBroker, prefetch 256, default ack policy (ack after the handler), persistent, mandatory, typed body"
 EXCHANGE = RabbitExchange("events", type=ExchangeType.TOPIC, durable=True)
-QUEUE = RabbitQueue("bench.orders", declare=False, durable=True, routing_key="bench.placed", queue_type=QueueType.QUORUM)
+QUEUE = RabbitQueue(
+    "bench.orders", declare=False, durable=True, routing_key="bench.placed", queue_type=QueueType.QUORUM
+)
 
 
 async def publish(url: str, total: int, level: str) -> dict[str, float]:

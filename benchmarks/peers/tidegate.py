@@ -107,9 +107,7 @@ async def _work(url: str, service: Service, watch: Stopwatch, level: str, counte
     hosted = service
     hosted.handlers = [handler for handler in service.handlers if not counted or handler.name == counted]
     async with client.transport(settings) as transport:
-        worker = Worker(
-            transport, [hosted], app="bench", events=discovery.named([hosted]), settings=settings, log=log
-        )
+        worker = Worker(transport, [hosted], app="bench", events=discovery.named([hosted]), settings=settings, log=log)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(worker.run(stop))
             await watch.done.wait()

@@ -26,7 +26,7 @@ class RecordedContext(Context):
         super().__init__(message, **told)
         self.published: list[Event] = []
 
-    def publish(  # noqa: PLR0913 - the arguments of Context.publish
+    def publish(
         self,
         *events: Event,
         delay: Seconds = 0,

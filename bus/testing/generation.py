@@ -72,7 +72,7 @@ class Generation:
                 return stop.value
             try:
                 value, resume = (yield awaited), coroutine.send
-            except BaseException as error:  # noqa: BLE001 - what the loop throws in is for the coroutine
+            except BaseException as error:
                 if self._abandoned:
                     raise
                 value, resume = error, coroutine.throw

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest_asyncio.fixture
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Tester]:
     """A Tester of the services that the test's `@pytest.mark.bus(…)` names."""
-    from .tester import Tester  # noqa: PLC0415 - who does not use it pays nothing
+    from .tester import Tester
 
     mark = request.node.get_closest_marker("bus")
     if mark is None:

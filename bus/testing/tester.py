@@ -147,7 +147,7 @@ class Tester(Bus):
 
         No code of the old one runs any more, not even a `finally`. Resources of the services are opened anew.
         """
-        assert self._generation is not None  # noqa: S101 - the Tester is open
+        assert self._generation is not None
         self._generation.abandon()
         self._gone.append(self._generation)
         self.transport.crash()
@@ -166,9 +166,7 @@ class Tester(Bus):
 
     def handled(self, handler: Callable[..., Any]) -> list[Message]:
         """Return the messages that the handler is done with, in the order in which it finished."""
-        return [
-            run.message for run in self._runs if run.handler.function is handler and isinstance(run.outcome, Ack)
-        ]
+        return [run.message for run in self._runs if run.handler.function is handler and isinstance(run.outcome, Ack)]
 
     def dead_letters(self) -> list[Letter]:
         """Return the open dead letters of all services, oldest first."""
@@ -215,9 +213,9 @@ class Tester(Bus):
         return watched
 
     def _require_owner(self) -> None:
-        if self._owner is not None and self._owner.done() and not self._owner.cancelled():
-            if (error := self._owner.exception()) is not None:
-                raise error
+        owner = self._owner
+        if owner is not None and owner.done() and not owner.cancelled() and (error := owner.exception()) is not None:
+            raise error
 
     def _clock_stands(self) -> None:
         self._stands = True

@@ -1,7 +1,7 @@
 """Virtual time: the running event loop's clock may jump, so that a day of retries takes a millisecond.
 
-The loop's clock is the only clock of the library, and tests run on the production code, so the loop itself is what is
-changed, for as long as a Tester is open: its selector skips waits, and its `time` counts what was skipped. asyncio's own
+The loop's clock is the only clock of the library, and tests run on the production code, so the loop
+itself is changed, for as long as a Tester is open: its selector skips waits, and its `time` counts what was skipped. asyncio's own
 loop keeps both where it always kept them (`_selector`, `time`): private, so all of it is in this file.
 """
 
@@ -41,7 +41,9 @@ class VirtualTime:
                 "pytest-asyncio's default loop, without uvloop"
             )
         if hasattr(loop, "skipped"):
-            raise NoVirtualTime("a Tester is open on this event loop already; close it first, or give one both services")
+            raise NoVirtualTime(
+                "a Tester is open on this event loop already; close it first, or give one both services"
+            )
         self._loop: Any = loop
         self._busy = busy
         self._asked = 0
@@ -49,7 +51,7 @@ class VirtualTime:
         self._deadline = float("inf")
         self._jobs = 0
         self._threads = set(threading.enumerate())
-        self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]  # noqa: SLF001
+        self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]
         self.stands: Callable[[], None] = lambda: None
         """Called when time will not come to anything: nothing is left that could happen, or real time is over."""
 
@@ -57,15 +59,15 @@ class VirtualTime:
     def installed(self) -> Iterator[None]:
         """Change the loop; on the way out the time that was skipped stays, so that old timers stay right."""
         loop = self._loop
-        selector, real_time, run_in_executor = loop._selector, loop.time, loop.run_in_executor  # noqa: SLF001
+        selector, real_time, run_in_executor = loop._selector, loop.time, loop.run_in_executor
         loop.skipped = 0.0
         loop.time = lambda: real_time() + loop.skipped
         loop.run_in_executor = self._counted(run_in_executor)
-        loop._selector = _SkippingSelector(selector, self._wait)  # noqa: SLF001
+        loop._selector = _SkippingSelector(selector, self._wait)
         try:
             yield
         finally:
-            loop._selector = selector  # noqa: SLF001
+            loop._selector = selector
             loop.run_in_executor = run_in_executor
             skipped = loop.skipped
             del loop.skipped
@@ -95,7 +97,7 @@ class VirtualTime:
             return f"{self._jobs} job(s) of an executor are running"
         if running := [thread.name for thread in threading.enumerate() if self._may_wake(thread)]:
             return f"the thread {running[0]!r} is running"
-        if opened := set(self._loop._selector.get_map()) - self._sockets:  # noqa: SLF001
+        if opened := set(self._loop._selector.get_map()) - self._sockets:
             return f"{len(opened)} socket(s) or pipe(s) are open"
         return None
 

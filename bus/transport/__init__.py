@@ -43,7 +43,10 @@ class Delivery(Protocol):
     """One handing of one message to one handler."""
 
     @property
-    def message(self) -> Message: ...
+    def message(self) -> Message:
+        """The message, as it was published."""
+        ...
+
     @property
     def attempt(self) -> int:
         """Failed runs of this message by this handler so far, plus one."""
@@ -110,7 +113,10 @@ class Transport(Protocol):
     """A way to a broker."""
 
     @property
-    def dead_letters(self) -> DeadLetters: ...
+    def dead_letters(self) -> DeadLetters:
+        """The dead letters of every service on this broker."""
+        ...
+
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         """Make sure that the queues are there; idempotent. Waits for the broker without a bound; cancel to give up.
 

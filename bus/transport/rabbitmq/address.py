@@ -74,7 +74,7 @@ def _heartbeat(query: str) -> float:
     if unknown := [name for name in given if name != "heartbeat"]:
         raise ValueError(f"?{unknown[0]}= is unknown; the one option of a URL is ?heartbeat=seconds")
     seconds = float(given.get("heartbeat", [str(HEARTBEAT)])[0])
-    if not 1 <= seconds <= 600:  # noqa: PLR2004
+    if not 1 <= seconds <= 600:
         raise ValueError("?heartbeat= takes 1 to 600 seconds")
     return seconds
 

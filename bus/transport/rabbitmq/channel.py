@@ -83,7 +83,10 @@ class Batch:
 
 
 class Channel:
-    """A channel that is open until `closed` is set. Publishing, acking and reading never wait here."""
+    """A channel that is open until `closed` is set. Publishing, acking and reading never wait here.
+
+    The callbacks run while the link reads: they must be quick, and must not raise.
+    """
 
     def __init__(self, link: Link, number: int) -> None:
         self.closed = asyncio.Event()
@@ -103,6 +106,7 @@ class Channel:
         self._header = b""
         self._parts: list[bytes] = []
         self._missing = 0
+        self._goodbye: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def rpc(self, command: Frame) -> Any:
         """Send a request and return the reply; raises what closed the channel."""
@@ -114,52 +118,58 @@ class Channel:
         return await reply
 
     def publish(self, parcels: Sequence[Parcel]) -> Batch:
-        """Write the messages and return their batch. A link that is lost meanwhile leaves them unknown."""
+        """Write the messages and return their batch. A link that is lost meanwhile leaves them unknown.
+
+        Raises Malformed, and writes none of them, where one does not fit into AMQP's frames.
+        """
         batch = Batch(len(parcels), asyncio.get_running_loop().create_future())
         if self.error is not None or not parcels:
             batch.end()
             return batch
-        frame_max = self.link.frame_max
+        frames = [self._frames(parcel) for parcel in parcels]
         for index, parcel in enumerate(parcels):
-            route = (parcel.exchange, parcel.key, parcel.mandatory)
-            method = self._methods.get(route) or self._method_frame(route)
-            frames = wire.content(self.number, parcel.flags, parcel.properties, parcel.body, frame_max)
             self._sequence += 1
             self._pending[self._sequence] = (batch, index, parcel)
-            self.link.send(method + frames)
+            self.link.send(frames[index])
         return batch
 
     def settle(self, tag: int) -> None:
-        """Ack a delivery; the frame goes out with this turn's others."""
-        self.acks.finished(tag)
-        self.link.flush_acks(self)
+        """Ack a delivery; the frame goes out with this turn's others. Does nothing on a closed channel."""
+        if self.error is None:
+            self.acks.finished(tag)
+            self.link.flush_acks(self)
 
     def release(self, tags: Iterable[int]) -> None:
-        """Give deliveries back to their queue."""
+        """Give deliveries back to their queue. Does nothing on a closed channel."""
         if self.error is None:
             for tag in tags:
                 self.acks.given_back(tag)
                 self.link.send(wire.nack(self.number, tag, requeue=True))
 
-    async def aclose(self) -> None:
-        """Close the channel; when it returns without an error the broker has read every ack before. Bounded by 2 s."""
+    def leave(self) -> None:
+        """Close the channel without waiting; its number is free again when the broker has answered."""
         if self.error is None:
-            self.on_delivery = lambda _: None
-            self.link.flush()
-            try:
-                async with asyncio.timeout(2):
-                    await self.rpc(commands.Channel.Close(200, "", 0, 0))
-            except (TimeoutError, ConnectionError):
-                pass
-            self.link.forget(self)
-            self.end(LinkLost("the channel was closed here"))
+            self.link.flush()  # the broker reads no ack that comes after the close
+            self.link.send_command(commands.Channel.Close(200, "", 0, 0), self.number)
+            self._end(LinkLost("the channel was closed here"))
+
+    async def aclose(self) -> bool:
+        """Close the channel and wait for the broker's answer, 2 s at most.
+
+        True means that it came: the broker has read every ack before it. What is unconfirmed by now stays unknown.
+        """
+        self.leave()
+        await asyncio.wait((self._goodbye,), timeout=2)
+        return self._goodbye.done() and self._goodbye.result()
 
     def frame(self, kind: int, payload: bytes) -> None:
         """Take a frame of this channel."""
         if kind == wire.BODY:
             self._parts.append(payload)
             self._missing -= len(payload)
-            if self._missing <= 0:
+            if self._missing < 0:
+                raise LinkLost("the broker sent more of a message than it had announced")
+            if not self._missing:
                 self._content()
         elif kind == wire.HEADER:
             self._header = payload
@@ -181,6 +191,10 @@ class Channel:
 
     def end(self, error: ConnectionError) -> None:
         """Take the end of the channel: whoever waits is told, whatever is unconfirmed stays unknown."""
+        self._end(error)
+        self._answered(yes=False)
+
+    def _end(self, error: ConnectionError) -> None:
         if self.error is not None:
             return
         self.error = error
@@ -195,15 +209,25 @@ class Channel:
         self._pending.clear()
         self.on_end()
 
+    def _answered(self, *, yes: bool) -> None:
+        if not self._goodbye.done():
+            self._goodbye.set_result(yes)
+
     def _command(self, command: Any) -> None:
         match command:
             case commands.Channel.Close():
                 self.link.send_command(commands.Channel.CloseOk(), self.number)
+                if self.error is None:  # else our own close crossed this one, and is answered yet
+                    self.link.forget(self)
+                    self.end(ChannelClosed(command.reply_code or 0, command.reply_text or ""))
+            case commands.Channel.CloseOk():
                 self.link.forget(self)
-                self.end(ChannelClosed(command.reply_code or 0, command.reply_text or ""))
+                self._answered(yes=True)
             case commands.Channel.Flow():
                 self.link.send_command(commands.Channel.FlowOk(command.active), self.number)
             case commands.Basic.Cancel():
+                if self.link.answers_cancel and self.error is None:
+                    self.link.send_command(commands.Basic.CancelOk(command.consumer_tag or ""), self.number)
                 self.on_cancelled()
             case _ if self._replies:
                 reply = self._replies.popleft()
@@ -216,8 +240,9 @@ class Channel:
         self._parts = []
         if method is None:
             raise LinkLost("the broker sent content that belongs to no method")
-        if method[3] == 60:  # noqa: PLR2004 - Basic.Deliver; the other is Basic.Return
-            self.on_delivery(Received(self, method, self._header, body))
+        if method[3] == 60:  # Basic.Deliver; the other is Basic.Return
+            if self.error is None:
+                self.on_delivery(Received(self, method, self._header, body))
         else:
             self._returned(method)
 
@@ -230,21 +255,32 @@ class Channel:
 
     def _returned(self, method: bytes) -> None:
         _, exchange, key = wire.returned(method)
-        id = wire.properties(self._header).get("message_id")
-        # rare, so the search is here and not on the way of every message
-        for batch, index, parcel in self._pending.values():
-            if (
-                parcel.id == id
-                and parcel.exchange == exchange
-                and parcel.key == key
-                and batch.fates[index] is Fate.UNKNOWN
-            ):
-                batch.fates[index] = Fate.UNROUTABLE
-                return
+        sent = [
+            (batch, index, parcel)
+            for batch, index, parcel in self._pending.values()
+            if parcel.exchange == exchange and parcel.key == key and batch.fates[index] is Fate.UNKNOWN
+        ]
+        # rare, so the search is here and not on the way of every message; a message may come back without an id, and
+        # a plugin of the broker may have added to its headers: then it was the oldest that was sent there
+        raw = self._header[14:]
+        id = _message_id(self._header)
+        if sent:
+            batch, index, _ = max(sent, key=lambda entry: (entry[2].properties == raw, entry[2].id == id))
+            batch.fates[index] = Fate.UNROUTABLE
 
-    def _method_frame(self, route: tuple[str, str, bool]) -> bytes:
-        exchange, key, mandatory = route
-        if len(self._methods) > 10_000:  # noqa: PLR2004 - keys may be made from data
-            self._methods.clear()
-        frame = self._methods[route] = wire.publish_method(self.number, exchange, key, mandatory=mandatory)
-        return frame
+    def _frames(self, parcel: Parcel) -> bytes:
+        route = (parcel.exchange, parcel.key, parcel.mandatory)
+        if (method := self._methods.get(route)) is None:
+            if len(self._methods) > 10_000:
+                self._methods.clear()
+            method = self._methods[route] = wire.publish_method(
+                self.number, parcel.exchange, parcel.key, mandatory=parcel.mandatory
+            )
+        return method + wire.content(self.number, parcel.flags, parcel.properties, parcel.body, self.link.frame_max)
+
+
+def _message_id(header: bytes) -> str | None:
+    try:
+        return wire.properties(header).get("message_id")
+    except wire.Malformed:
+        return None

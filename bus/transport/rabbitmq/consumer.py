@@ -82,7 +82,14 @@ class Feed:
     """
 
     def __init__(
-        self, supervisor: Supervisor, queue: str, inbox: Inbox, limit: int, declare: Callable[[], Awaitable[None]] | None, *, ordered: bool = False
+        self,
+        supervisor: Supervisor,
+        queue: str,
+        inbox: Inbox,
+        limit: int,
+        declare: Callable[[], Awaitable[None]] | None,
+        *,
+        ordered: bool = False,
     ) -> None:
         self._supervisor = supervisor
         self._queue = queue
@@ -107,10 +114,10 @@ class Feed:
                 self._inbox.fail(error)
                 return
             except ChannelClosed as error:
-                if error.code == 403:  # noqa: PLR2004 - AMQP's access refused
+                if error.code == 403:
                     self._inbox.fail(AccessRefused(f"queue {self._queue!r}: {error.text}"))
                     return
-                if error.code == 404:  # noqa: PLR2004 - AMQP's not found
+                if error.code == 404:
                     await self._ensure()
             except ConnectionError:
                 pass  # the supervisor says so once
@@ -177,7 +184,7 @@ class Feed:
             try:
                 await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
             except ChannelClosed as error:
-                if error.code != 404:  # noqa: PLR2004 - AMQP's not found
+                if error.code != 404:
                     raise
                 await asyncio.sleep(backoff())
             else:

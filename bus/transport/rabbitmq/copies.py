@@ -24,7 +24,7 @@ NESTED: Final = "tidegate-nested"
 MOVED_PROPERTIES: Final = ("expiration", "user_id")
 
 
-def retry(  # noqa: PLR0913, PLR0917 - everything that a copy is made of
+def retry(
     raw: bytes, message: Message, routing_key: str, failure: Failure, attempt: int, added: Mapping[str, Any]
 ) -> tuple[int, bytes]:
     """Return flags and properties of a retry copy; `added` headers lead it through the delay cascade."""
@@ -118,7 +118,7 @@ def _safe(raw: bytes) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    import orjson  # noqa: PLC0415 - only nested headers need it
+    import orjson
 
     return orjson.dumps(value, default=repr).decode()
 

@@ -1,8 +1,8 @@
-"""The dead letters of a service: a stream that is only ever appended to. Entries are letters and marks; the list of
-open letters is the fold of both.
+"""The dead letters of a service: a stream of letters and marks, only ever appended to.
 
-A stream because looking changes nothing: a quorum queue counts each look as a delivery, and in the end drops what was
-looked at too often. Reading goes over a link of our own, so that a replay carries the original's headers byte for byte.
+The list of open letters is the fold of both. A stream because looking changes nothing: a quorum queue counts each look
+as a delivery, and in the end drops what was looked at too often. Reading goes over a link of our own, so that a replay
+carries the original's headers byte for byte.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class RabbitMQDeadLetters:
         try:
             declared = await channel.rpc(commands.Queue.Declare(queue=self._names.dead(service), passive=True))
         except ChannelClosed as error:
-            if error.code == 404:  # noqa: PLR2004 - AMQP's not found
+            if error.code == 404:
                 return None
             raise
         await channel.aclose()
@@ -274,7 +274,9 @@ def _failure(entry: Entry, service: str, prefix: str, at: datetime) -> Failure:
         handler=handler,
         reason=reason,
         error_type=record.get("error_type", ""),
-        error=record.get("error", "the broker dead-lettered it by itself: its delivery limit, or no queue to return to"),
+        error=record.get(
+            "error", "the broker dead-lettered it by itself: its delivery limit, or no queue to return to"
+        ),
         traceback=record.get("traceback", ""),
         attempts=int(record["attempts"]) if record.get("attempts", "").isdecimal() else 0,
         first_failed_at=copies.moment(record.get("first_failed_at"), at),

@@ -35,7 +35,6 @@ class Settling:
     redeclare: Callable[[], Awaitable[None]]
     delay_to: Callable[[str], Awaitable[None]]
 
-
     @cached_property
     def ours(self) -> frozenset[str]:
         """The exchanges by which only copies of ours come: what they say of attempts is true."""

@@ -192,7 +192,7 @@ def _structured(properties: Mapping[str, Any], body: bytes, problems: list[str])
     declared = str(properties.get("content_type", "")).lower().startswith("application/cloudevents")
     if not declared and not (body[:1] == b"{" and b'"specversion"' in body):
         return {}, body
-    import orjson  # noqa: PLC0415 - only structured mode needs it
+    import orjson
 
     try:
         envelope = orjson.loads(body)

@@ -191,7 +191,7 @@ class Link(asyncio.Protocol):
             at = self._frames(data)
         except LinkLost as error:
             self._fail(error, abort=True)
-        except Exception as error:  # noqa: BLE001 - whatever garbage raises, the link cannot be trusted any more
+        except Exception as error:
             self._fail(LinkLost(f"{self._address}: a garbled frame: {error!r}"), abort=True)
         else:
             self._buffer = data[at:] if at < len(data) else b""
@@ -199,7 +199,7 @@ class Link(asyncio.Protocol):
     def _frames(self, data: bytes) -> int:
         at, end = 0, len(data)
         unpack, channels = wire.HEAD.unpack_from, self._channels
-        while end - at >= 7:  # noqa: PLR2004 - a frame's kind, channel and size
+        while end - at >= 7:
             kind, number, size = unpack(data, at)
             if kind not in (wire.METHOD, wire.HEADER, wire.BODY, wire.BEAT) or size > self.frame_max:
                 raise self._stranger(data[at:])
@@ -216,7 +216,7 @@ class Link(asyncio.Protocol):
             if self.error is not None:
                 return end
             at = stop + 1
-        if at == 0 and end >= 4 and data[:4] == b"AMQP":  # noqa: PLR2004
+        if at == 0 and end >= 4 and data[:4] == b"AMQP":
             raise self._stranger(data)
         return at
 

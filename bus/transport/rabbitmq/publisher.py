@@ -110,7 +110,9 @@ class Publisher:
             link = await self._supervisor.link()
             scratch = await link.channel()
             try:
-                await scratch.rpc(commands.Exchange.Declare(exchange=self._exchange, exchange_type="topic", durable=True))
+                await scratch.rpc(
+                    commands.Exchange.Declare(exchange=self._exchange, exchange_type="topic", durable=True)
+                )
             except ChannelClosed:
                 # no right to configure, or declared otherwise: what is there may do, and publishing tells
                 pass

@@ -22,6 +22,7 @@ class Backoff:
         self._next = first
 
     def __call__(self) -> float:
+        """Return the next delay."""
         delay = self._next
         self._next = min(self._next * 2, self._limit)
         return delay * random.uniform(0.5, 1)

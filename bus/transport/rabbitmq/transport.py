@@ -24,7 +24,7 @@ from .supervisor import Backoff, Supervisor
 
 
 class RabbitMQTransport:
-    """A way to RabbitMQ; made by `open`. Publishing and consuming have a link each: a blocked publisher stops no acks."""
+    """A way to RabbitMQ, made by `open`. Publishing and consuming have a link each: a blocked one stops no ack."""
 
     def __init__(self, settings: Settings, hosts: Sequence[Address]) -> None:
         log = logger()
@@ -52,7 +52,7 @@ class RabbitMQTransport:
             publishing = tasks.create_task(transport._publishing.keep(), name="publish link")
             try:
                 yield transport
-            except Exception as error:  # noqa: BLE001 - raised below, where the task group cannot wrap it in a group
+            except Exception as error:
                 failed = error
             finally:
                 await transport.aclose()

@@ -1,0 +1,126 @@
+"""Fixtures: one broker for the whole run, a virtual host for each test, and brokers that a test may kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from .node import Node
+from .proxy import Proxy
+
+
+RUN = "TIDEGATE_TEST_RUN"
+"""The folder, made by the first process of the run, in which its processes find the shared broker."""
+BATCH = 25
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder that the processes of this run share."""
+    if not hasattr(config, "workerinput"):
+        os.environ[RUN] = tempfile.mkdtemp(prefix="tidegate-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the shared broker, if any test started it."""
+    if hasattr(config, "workerinput") or RUN not in os.environ:
+        return
+    node = _restored(Path(os.environ.pop(RUN)) / "broker.json")
+    if node is not None:
+        node.close()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The broker that all tests share; they must neither stop nor kill it."""
+
+    node: Node
+
+    @property
+    def port(self) -> int:
+        """Its AMQP port."""
+        return self.node.port
+
+
+@pytest.fixture(scope="session")
+def broker() -> Shared:
+    """The shared broker, started by the first test that wants it."""
+    folder = Path(os.environ[RUN])
+    with _locked(folder / "lock"):
+        kept = folder / "broker.json"
+        node = _restored(kept)
+        if node is None:
+            node = Node()
+            node.start()
+            state = {key: str(value) if isinstance(value, Path) else value for key, value in vars(node).items()}
+            kept.write_text(json.dumps(state))
+            print(f"private broker: RabbitMQ {node.version()}")
+            (folder / "version").write_text(node.version())
+    return Shared(node)
+
+
+@pytest.fixture(scope="session")
+def _vhosts(broker: Shared, worker_id: str) -> Iterator[str]:
+    def names() -> Iterator[str]:
+        batch = 0
+        while True:
+            made = [f"{worker_id}-{batch}-{number}" for number in range(BATCH)]
+            broker.node.add_vhosts(made)
+            yield from made
+            batch += 1
+
+    return names()
+
+
+@pytest.fixture
+def vhost_name(_vhosts: Iterator[str]) -> str:
+    """The name of a virtual host of the test's own on the shared broker."""
+    return next(_vhosts)
+
+
+@pytest.fixture
+def vhost(broker: Shared, vhost_name: str) -> str:
+    """The URL of a virtual host of the test's own on the shared broker."""
+    return broker.node.url(vhost_name)
+
+
+@pytest.fixture
+def own_broker() -> Iterator[Node]:
+    """A broker of the test's own, that it may stop and kill."""
+    node = Node()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
+@pytest_asyncio.fixture
+async def proxy(broker: Shared) -> AsyncIterator[Proxy]:
+    """A proxy in front of the shared broker."""
+    async with Proxy(broker.port).running() as running:
+        yield running
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _restored(kept: Path) -> Node | None:
+    if not kept.exists():
+        return None
+    node = object.__new__(Node)
+    for key, value in json.loads(kept.read_text()).items():
+        setattr(node, key, Path(value) if key in ("folder", "_programs") and value else value)
+    return node

@@ -1,0 +1,61 @@
+"""Finds RabbitMQ's programs, or installs them where that is possible."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+
+FOLDERS: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
+MISSING: Final = (
+    "The tests on a real broker need RabbitMQ: install the package rabbitmq-server (Debian, Ubuntu: "
+    "apt install rabbitmq-server; macOS: brew install rabbitmq), or run Docker, or run the tests as root on Debian."
+)
+
+
+class NoBroker(RuntimeError):
+    """There is no RabbitMQ on this machine, and no way to get it."""
+
+
+def programs() -> Path | None:
+    """Return the folder of RabbitMQ's programs; None means Docker. Raises NoBroker with what is missing."""
+    if found := _found():
+        return found
+    if _docker():
+        return None
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        _install()
+        if found := _found():
+            return found
+    raise NoBroker(MISSING)
+
+
+def _found() -> Path | None:
+    for folder in FOLDERS:
+        if (Path(folder) / "rabbitmq-server").exists():
+            return Path(folder)
+    # Debian's wrappers on the PATH insist on a system user; elsewhere the program itself is there
+    if (program := shutil.which("rabbitmq-server")) and not program.startswith("/usr/sbin"):
+        return Path(program).resolve().parent
+    return None
+
+
+def _docker() -> bool:
+    if not shutil.which("docker"):
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=20).returncode == 0
+
+
+def _install() -> None:
+    """Install Debian's package without letting it start its service."""
+    with tempfile.TemporaryDirectory() as folder:
+        policy = Path(folder) / "policy-rc.d"
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", "POLICYRCD": str(policy)}
+        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "rabbitmq-server"]):
+            subprocess.run(["apt-get", *command], env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)

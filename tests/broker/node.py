@@ -1,0 +1,188 @@
+"""One private RabbitMQ node: own ports, own data, own Erlang name server; may be stopped, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .install import programs
+
+
+READY_WITHIN = 60.0
+ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
+IMAGE = "rabbitmq:3"
+
+
+class Node:
+    """A broker of the tests' own. `start` after `stop` or `kill` goes on with the same data."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tidegate-broker-"))
+        self.port, self._dist, self._epmd = _free_ports(3)
+        self._programs = programs()
+        self._name = f"tidegate{self.port}"
+        self._container = ""
+        for name in ("home", "mnesia", "log"):
+            (self.folder / name).mkdir()
+        cookie = self.folder / "home" / ".erlang.cookie"
+        cookie.write_text(f"tidegate{self.port}")
+        cookie.chmod(0o400)
+        (self.folder / "enabled_plugins").write_text("[].")
+        (self.folder / "advanced.config").write_text(ADVANCED)
+        (self.folder / "rabbitmq.conf").write_text("log.file.level = info\nlog.console = false\n")
+
+    def url(self, vhost: str = "/") -> str:
+        """Return the URL of a virtual host."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{'' if vhost == '/' else vhost}"
+
+    def start(self) -> None:
+        """Start, and return when the broker takes connections."""
+        if self._programs is None:
+            self._start_container()
+        else:
+            # a shell's background job, so that no process of the tests has to wait for it
+            start = '"$0" >>log/out 2>&1 </dev/null &'
+            subprocess.run(
+                ["sh", "-c", start, self._programs / "rabbitmq-server"],
+                cwd=self.folder,
+                env=self._environment(),
+                start_new_session=True,
+                check=True,
+                timeout=10,
+            )
+        self._wait_for_port()
+        self.ctl("await_startup", "--timeout", "60")
+
+    def stop(self) -> None:
+        """Stop as an operator does, and return when the process is gone."""
+        if self._container:
+            subprocess.run(["docker", "stop", self._container], check=True, capture_output=True, timeout=60)
+        elif (pid := self.pid()) is not None:
+            os.kill(pid, signal.SIGTERM)
+            _wait_for_end(pid)
+
+    def kill(self) -> None:
+        """Kill the process, as a power cut does."""
+        if self._container:
+            subprocess.run(["docker", "kill", self._container], check=True, capture_output=True, timeout=60)
+        elif (pid := self.pid()) is not None:
+            os.kill(pid, signal.SIGKILL)
+            _wait_for_end(pid)
+
+    def close(self) -> None:
+        """End everything that was started here, and remove the data."""
+        if self._container:
+            subprocess.run(["docker", "rm", "-f", self._container], check=False, capture_output=True, timeout=60)
+        else:
+            self.kill()
+            if epmd := shutil.which("epmd"):
+                subprocess.run([epmd, "-port", str(self._epmd), "-kill"], check=False, capture_output=True, timeout=10)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def pid(self) -> int | None:
+        """Return the process id of the broker, None while it does not run."""
+        try:
+            pid = int((self.folder / "pid").read_text())
+            os.kill(pid, 0)
+        except (FileNotFoundError, ValueError, ProcessLookupError):
+            return None
+        return pid
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl and return what it printed."""
+        if self._container:
+            command: list[Any] = ["docker", "exec", self._container, "rabbitmqctl", "-q", *arguments]
+            environment = None
+        else:
+            assert self._programs is not None
+            command = [self._programs / "rabbitmqctl", "-q", "-n", f"{self._name}@localhost", *arguments]
+            environment = self._environment()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout} {done.stderr}")
+        return done.stdout
+
+    def add_vhosts(self, names: list[str]) -> None:
+        """Add virtual hosts that guest may use, all in one call."""
+        quoted = ",".join(f'<<"{name}">>' for name in names)
+        self.ctl(
+            "eval",
+            f'[begin rabbit_vhost:add(V, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
+            f'<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>) end || V <- [{quoted}]].',
+        )
+
+    def version(self) -> str:
+        """Return the broker's version."""
+        return self.ctl("eval", "rabbit_misc:version().").strip().strip('"')
+
+    def _environment(self) -> dict[str, str]:
+        folder = str(self.folder)
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": f"{folder}/home",
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self._epmd),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"{self._name}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist),
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
+            "RABBITMQ_LOG_BASE": f"{folder}/log",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/advanced.config",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_GENERATED_CONFIG_DIR": f"{folder}/conf",
+            "RABBITMQ_SCHEMA_DIR": f"{folder}/schema",
+            "RABBITMQ_FEATURE_FLAGS_FILE": f"{folder}/feature_flags",
+        }
+
+    def _start_container(self) -> None:
+        if self._container:
+            subprocess.run(["docker", "start", self._container], check=True, capture_output=True, timeout=60)
+            return
+        config = ["-v", f"{self.folder / 'advanced.config'}:/etc/rabbitmq/advanced.config:ro"]
+        command = ["docker", "run", "-d", "-p", f"127.0.0.1:{self.port}:5672", *config, IMAGE]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        self._container = done.stdout.strip()
+
+    def _wait_for_port(self) -> None:
+        end = time.monotonic() + READY_WITHIN
+        while time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        log = "\n".join(path.read_text(errors="replace")[-2000:] for path in (self.folder / "log").iterdir())
+        raise RuntimeError(f"the private broker did not start within {READY_WITHIN:g} s:\n{log}")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _wait_for_end(pid: int) -> None:
+    end = time.monotonic() + READY_WITHIN
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"the private broker (process {pid}) did not end")
