@@ -15,10 +15,11 @@ from pamqp.header import ProtocolHeader
 
 from . import wire
 from .address import Address
-from .channel import Channel, LinkLost
+from .channel import Channel, ChannelClosed, LinkLost
 
 
 FRAME_MAX: Final = 131_072
+KINDS: Final = frozenset((wire.METHOD, wire.HEADER, wire.BODY, wire.BEAT))
 HIGH_WATER: Final = 1 << 20
 """Bytes of one turn after which publishers wait for the next."""
 CAPABILITIES: Final = {
@@ -42,6 +43,7 @@ class Link(asyncio.Protocol):
         self.error: ConnectionError | None = None
         self.frame_max = FRAME_MAX
         self.blocked = False
+        self.answers_cancel = False
         self._address = address
         self._heartbeat = address.heartbeat
         self._loop = asyncio.get_running_loop()
@@ -82,18 +84,24 @@ class Link(asyncio.Protocol):
             raise LinkLost(f"{address}: no answer within {timeout:g} s") from error
         except LinkLost:
             raise
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # names that are none raise the latter
             raise LinkLost(f"{address}: {error}") from error
 
     async def channel(self, *, confirm: bool = False) -> Channel:
-        """Open a channel, with publisher confirms if asked for."""
+        """Open a channel, with publisher confirms if asked for. Raises what closed the link or the channel."""
         if self.error is not None:
             raise self.error
-        number = next(n for n in range(1, self._channel_max + 1) if n not in self._channels)
+        number = next((n for n in range(1, self._channel_max + 1) if n not in self._channels), None)
+        if number is None:
+            raise ChannelClosed(504, f"all {self._channel_max} channels that the broker allows are open")
         channel = self._channels[number] = Channel(self, number)
-        await channel.rpc(commands.Channel.Open())
-        if confirm:
-            await channel.rpc(commands.Confirm.Select())
+        try:
+            await channel.rpc(commands.Channel.Open())
+            if confirm:
+                await channel.rpc(commands.Confirm.Select())
+        except asyncio.CancelledError:
+            channel.leave()
+            raise
         return channel
 
     def forget(self, channel: Channel) -> None:
@@ -152,21 +160,23 @@ class Link(asyncio.Protocol):
     async def aclose(self) -> None:
         """Flush, say goodbye, and close; the broker's answer is waited for 2 s at most."""
         if self.error is None:
+            self.flush()  # the broker reads no ack that comes after the goodbye
             self.send_command(commands.Connection.Close(200, "", 0, 0), 0)
             self.flush()
             try:
                 async with asyncio.timeout(2):
                     await self.closed.wait()
             except TimeoutError:
-                self._fail(LinkLost("the broker did not answer the goodbye"), abort=True)
+                pass  # the peer is gone, or takes nothing more
+            finally:
+                self._fail(LinkLost(f"{self._address}: closed here without the broker's answer"), abort=True)
 
     # what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
         self._transport = cast(asyncio.Transport, transport)
-        if (sock := transport.get_extra_info("socket")) is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._heartbeat * 2000))
+        self._give_up_unacknowledged(after=self._heartbeat * 2)
         self._transport.write(ProtocolHeader().marshal())
 
     def pause_writing(self) -> None:
@@ -201,7 +211,7 @@ class Link(asyncio.Protocol):
         unpack, channels = wire.HEAD.unpack_from, self._channels
         while end - at >= 7:
             kind, number, size = unpack(data, at)
-            if kind not in (wire.METHOD, wire.HEADER, wire.BODY, wire.BEAT) or size > self.frame_max:
+            if kind not in KINDS or size > self.frame_max:
                 raise self._stranger(data[at:])
             stop = at + 7 + size
             if stop >= end:
@@ -216,8 +226,8 @@ class Link(asyncio.Protocol):
             if self.error is not None:
                 return end
             at = stop + 1
-        if at == 0 and end >= 4 and data[:4] == b"AMQP":
-            raise self._stranger(data)
+        if at < end and data[at] not in KINDS:
+            raise self._stranger(data[at:])
         return at
 
     def command(self, payload: bytes, channel: int) -> Any:
@@ -228,12 +238,17 @@ class Link(asyncio.Protocol):
     def _stranger(self, data: bytes) -> LinkLost:
         if self._opened.done():
             return LinkLost(f"{self._address}: a garbled frame, or one over {self.frame_max} bytes: {data[:16]!r}")
+        if data[:4] == b"AMQP" and len(data) >= 8:
+            return LinkLost(f"{self._address} does not speak AMQP 0-9-1: it asks for protocol {[*data[4:8]]}")
         return LinkLost(f"{self._address} does not speak AMQP 0-9-1: it began with {data[:16]!r}")
 
     def _connection(self, command: Any) -> None:
         match command:
             case commands.Connection.Start():
                 address = self._address
+                capabilities: Any = (command.server_properties or {}).get("capabilities") or {}
+                # RabbitMQ keeps the tag of a consumer that it cancelled until it is answered; older ones close for it
+                self.answers_cancel = bool(capabilities.get("accept_consumer_cancel_ok"))
                 properties: Any = {
                     "capabilities": CAPABILITIES,
                     "product": "Tidegate",
@@ -261,12 +276,21 @@ class Link(asyncio.Protocol):
                 self._fail(LinkLost("closed"))
             case commands.Connection.Blocked():
                 self.blocked = True
+                self._give_up_unacknowledged(after=0)  # the broker reads nothing now, and is alive
             case commands.Connection.Unblocked():
                 self.blocked = False
+                self._give_up_unacknowledged(after=self._heartbeat * 2)
                 self._let_write()
 
+    def _give_up_unacknowledged(self, after: float) -> None:
+        """Have the kernel end the link when nothing that was sent is taken for so many seconds; 0 for never."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(after * 1000))
+
     def _closed_by_broker(self, code: int, text: str) -> None:
-        if not self._opened.done() and code in (403, 530):
+        # a limit of connections is a no that may turn into a yes
+        if not self._opened.done() and code in {403, 530} and "connection limit" not in text:
             self._opened.set_exception(LinkRefused(f"{self._address}: {code} {text}"))
         self._fail(LinkLost(f"{self._address}: {code} {text}"))
 

@@ -31,14 +31,21 @@ RETURN: Final = 0x3C0032
 BASIC_ACK: Final = 0x3C0050
 BASIC_NACK: Final = 0x3C0078
 
-PROPERTIES: Final = tuple(
-    zip(
-        range(15, 1, -1),
-        ("content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to")
-        + ("expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id"),
-        "sstoossssTssss",
-        strict=True,
-    )
+PROPERTIES: Final = (
+    (15, "content_type", "s"),
+    (14, "content_encoding", "s"),
+    (13, "headers", "t"),
+    (12, "delivery_mode", "o"),
+    (11, "priority", "o"),
+    (10, "correlation_id", "s"),
+    (9, "reply_to", "s"),
+    (8, "expiration", "s"),
+    (7, "message_id", "s"),
+    (6, "timestamp", "T"),
+    (5, "type", "s"),
+    (4, "user_id", "s"),
+    (3, "app_id", "s"),
+    (2, "cluster_id", "s"),
 )
 """The properties of class basic in the order of their flags: bit, name, kind (string, table, octet, time)."""
 
