@@ -1,8 +1,8 @@
 """Virtual time: the running event loop's clock may jump, so that a day of retries takes a millisecond.
 
-The loop's clock is the only clock of the library, and tests run on the production code, so the loop
-itself is changed, for as long as a Tester is open: its selector skips waits, and its `time` counts what was skipped. asyncio's own
-loop keeps both where it always kept them (`_selector`, `time`): private, so all of it is in this file.
+The loop's clock is the only clock of the library, and tests run on the production code. So the loop itself is changed,
+for as long as a Tester is open: its selector skips waits, and its `time` counts what was skipped. asyncio's own loop
+keeps both where it always kept them (`_selector`, `time`): private, so all of it is in this file.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ class Batch:
         if self.fates[index] is Fate.UNKNOWN:
             self.fates[index] = fate
         self._left -= 1
-        if not self._left:
-            self.end()
+        if not self._left and not self.future.done():
+            self.future.set_result(self.fates)
 
     def end(self) -> None:
         """Say what is known by now."""
@@ -106,13 +106,14 @@ class Channel:
         self._header = b""
         self._parts: list[bytes] = []
         self._missing = 0
-        self._goodbye: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._future = asyncio.get_running_loop().create_future
+        self._goodbye: asyncio.Future[bool] = self._future()
 
     async def rpc(self, command: Frame) -> Any:
         """Send a request and return the reply; raises what closed the channel."""
         if self.error is not None:
             raise self.error
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Any] = self._future()
         self._replies.append(reply)
         self.link.send_command(command, self.number)
         return await reply
@@ -122,15 +123,17 @@ class Channel:
 
         Raises Malformed, and writes none of them, where one does not fit into AMQP's frames.
         """
-        batch = Batch(len(parcels), asyncio.get_running_loop().create_future())
+        batch = Batch(len(parcels), self._future())
         if self.error is not None or not parcels:
             batch.end()
             return batch
         frames = [self._frames(parcel) for parcel in parcels]
+        sequence = self._sequence
         for index, parcel in enumerate(parcels):
-            self._sequence += 1
-            self._pending[self._sequence] = (batch, index, parcel)
-            self.link.send(frames[index])
+            sequence += 1
+            self._pending[sequence] = (batch, index, parcel)
+        self._sequence = sequence
+        self.link.send(frames[0] if len(frames) == 1 else b"".join(frames))
         return batch
 
     def settle(self, tag: int) -> None:
@@ -247,8 +250,9 @@ class Channel:
             self._returned(method)
 
     def _confirmed(self, tag: int, fate: Fate, *, multiple: bool) -> None:
+        pop = self._pending.pop
         for sequence in range(self._oldest, tag + 1) if multiple else (tag,):
-            if (entry := self._pending.pop(sequence, None)) is not None:
+            if (entry := pop(sequence, None)) is not None:
                 entry[0].one(entry[1], fate)
         if multiple or tag == self._oldest:
             self._oldest = tag + 1

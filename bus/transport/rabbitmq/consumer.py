@@ -16,6 +16,9 @@ from .delivery import RabbitMQDelivery, Settling
 from .supervisor import Backoff, Supervisor
 
 
+PROBE_AFTER: Final = 15.0
+"""Seconds without news after which a channel is asked whether it still lives."""
+PROBE_WITHIN: Final = 10.0
 SUSPECT: Final = 2
 """A message that came back so often without an outcome may be what kills workers."""
 
@@ -135,9 +138,9 @@ class Feed:
             await self._apply()
             backoff.reset()
             while channel.error is None:
-                await self._wake.wait()
-                self._wake.clear()
-                if self._cancelled:
+                if not await self._news():
+                    await self._probe(channel)
+                elif self._cancelled:
                     self._cancelled = False
                     await self._ensure()
                     await self._apply(cancel=False)
@@ -147,6 +150,24 @@ class Feed:
         finally:
             self._channel = None
             self._inbox.take_back(channel)
+            await channel.aclose()
+
+    async def _news(self) -> bool:
+        """Wait for something to do; return whether there is anything."""
+        try:
+            async with asyncio.timeout(PROBE_AFTER):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        self._wake.clear()
+        return True
+
+    async def _probe(self, channel: Channel) -> None:
+        """Ask for an answer: a channel that died at the broker without a word would be waited for for ever."""
+        try:
+            async with asyncio.timeout(PROBE_WITHIN):
+                await channel.rpc(commands.Basic.Qos(prefetch_count=self._limit))
+        except TimeoutError:
             await channel.aclose()
 
     async def limit(self, unsettled: int) -> None:
