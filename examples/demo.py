@@ -136,4 +136,5 @@ def _where(settings: Settings) -> str:
     url = urlsplit(settings.url)
     if url.scheme == "memory":
         return "The shop runs on the memory bus: nothing to install, and gone with this process."
-    return f"The shop runs on {url.hostname}; its dead letters stay: BUS_NAMESPACE={settings.namespace} python app.py dead list"
+    letters = f"BUS_NAMESPACE={settings.namespace} python app.py dead list"
+    return f"The shop runs on {url.hostname}; its dead letters stay there: {letters}"

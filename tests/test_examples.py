@@ -11,7 +11,8 @@ from textwrap import dedent
 import httpx
 import pytest
 
-from bus import Service
+from bus import Ack, Events, Service, Settings
+from bus.client import transport as open_transport
 from bus.testing import Tester
 from examples.fastapi_lifespan import OrderPlaced, current_bus, lifespan, web
 
@@ -29,16 +30,23 @@ def promised(path: Path) -> str | None:
     return dedent(found[1]).strip() if found else None
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BUS_")}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, timeout=60
-    )
+    command, full = (sys.executable, *arguments), {**clean, **environment}
+    return subprocess.run(command, cwd=ROOT, env=full, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("path", [p for p in EXAMPLES if p.stem not in TESTED_OTHERWISE], ids=lambda path: path.stem)
 def test_an_example_prints_what_it_says(path: Path) -> None:
     ran = run(f"examples/{path.name}", BUS_URL="memory://")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == promised(path)
+
+
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_a_publisher_prints_the_same_on_rabbitmq(name: str, vhost: str) -> None:
+    path = ROOT / f"examples/{name}.py"
+    ran = run(f"examples/{path.name}", BUS_URL=vhost)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == promised(path)
 
@@ -79,11 +87,21 @@ async def test_a_web_route_publishes_on_the_bus_of_a_test() -> None:
         assert len(bus.handled(take)) == 1
 
 
-async def test_a_web_app_connects_in_its_lifespan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BUS_URL", "memory://")
+async def test_a_web_app_connects_in_its_lifespan_and_publishes_on_rabbitmq(
+    vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUS_URL", vhost)
+    [handler] = orders.handlers
+    subscription = handler.subscription(Events([OrderPlaced]))
     async with (
+        open_transport(Settings(url=vhost)) as transport,
         lifespan(web),
         httpx.AsyncClient(transport=httpx.ASGITransport(web), base_url="http://shop") as client,
     ):
+        await transport.declare([subscription])
         answer = await client.post("/orders", json={"sku": "teapot", "quantity": 1})
-    assert answer.status_code == 202
+        assert answer.status_code == 202
+        async with transport.consume(subscription, limit=1) as consumer:
+            delivery = await anext(consumer)
+            await delivery.settle(Ack())
+    assert (delivery.message.id, delivery.message.source) == (answer.json()["order_id"], "/web")

@@ -19,7 +19,8 @@ MISTAKES = [
 
 
 def check(*command: str) -> str:
-    run = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = (sys.executable, "-m", *command)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     return run.stdout + run.stderr
 
 

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from bus import Ack, App, Delivery, Handler, Message, Middleware, Outcome, Process
+from bus import Ack, App, Bus, Delivery, Handler, Message, Middleware, Outcome, Process, Settings
+from bus.client import transport as open_transport
 from bus.message import Outgoing
 from bus.transport.memory import MemoryTransport
 from examples import demo
@@ -65,6 +66,28 @@ async def test_what_the_services_have_adds_up_to_the_orders(capsys: pytest.Captu
     assert shown.count("undecodable: the body is not a valid order.placed") == 2
     assert "notification.tell_shipped" in shown
     assert "ProviderDown" in shown
+
+
+async def test_it_adds_up_on_rabbitmq(
+    vhost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BUS_URL", vhost)
+    assert await demo.run(shop(), orders(80, Random(1)), pace=0)
+    shown = capsys.readouterr().out
+    assert "Everything adds up" in shown
+    assert "BUS_NAMESPACE=demo python app.py dead list" in shown
+
+
+async def test_what_an_earlier_run_left_at_the_broker_is_not_counted_on_rabbitmq(
+    vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUS_URL", vhost)
+    settings = Settings(url=vhost, namespace="demo")
+    subscriptions = [handler.subscription(shop().events) for service in shop().services for handler in service.handlers]
+    async with open_transport(settings) as transport:
+        await transport.declare(subscriptions)
+        await Bus(transport, settings, "/earlier").publish(*orders(20, Random(2)))
+    assert await demo.run(shop(), orders(20, Random(1)), pace=0)
 
 
 @pytest.mark.parametrize("name", HANDLERS)
