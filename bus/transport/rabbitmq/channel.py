@@ -110,12 +110,12 @@ class Channel:
         self._goodbye: asyncio.Future[bool] = self._future()
 
     async def rpc(self, command: Frame) -> Any:
-        """Send a request and return the reply; raises what closed the channel."""
+        """Send a request and return the reply; raises what closed the channel, or ValueError for a name of no queue."""
         if self.error is not None:
             raise self.error
+        self.link.send_command(command, self.number)
         reply: asyncio.Future[Any] = self._future()
         self._replies.append(reply)
-        self.link.send_command(command, self.number)
         return await reply
 
     def publish(self, parcels: Sequence[Parcel]) -> Batch:
