@@ -58,11 +58,16 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr) -> None:
     )
 
 
+def escape(text: str) -> str:
+    """Escape control characters, so that text cannot forge a line or drive a terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def escape_control(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
-    """Escape control characters, so that what a message carries cannot forge a line or drive a terminal."""
+    """Escape control characters in every text of a log line."""
     for name, value in fields.items():
         if isinstance(value, str) and CONTROL.search(value):
-            fields[name] = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+            fields[name] = escape(value)
     return fields
 
 

@@ -58,7 +58,8 @@ class Policy:
     def __str__(self) -> str:
         waits = ", ".join(f"{delay.total_seconds():g}" for delay in self.delays[:8])
         more = ", …" if len(self.delays) > 8 else ""
-        return f"{self.attempts} attempts, after {waits}{more} s" if self.delays else "1 attempt"
+        jitter = " ± a step" if self.jitter and len(self.steps) > 1 else ""
+        return f"{self.attempts} attempts,\nafter {waits}{more} s{jitter}" if self.delays else "1 attempt"
 
 
 def immediate(attempts: int = 3) -> Policy:
