@@ -57,9 +57,7 @@ def _explain(error: BaseException) -> int:
         return _told(str(error), MISTAKE)
     if isinstance(error, BusUnavailable):
         return _told(str(error), UNAVAILABLE)
-    if (isinstance(error, PublishError | LookupError) and isinstance(error, TidegateError)) or type(
-        error
-    ) is LookupError:
+    if isinstance(error, PublishError) or type(error) is LookupError:
         return _told(str(error), FAILED)
     raise error
 

@@ -58,9 +58,7 @@ def _decoded(cls: type[Event], text: str) -> list[Event]:
         return [decode(cls, text.encode())]
     except Undecodable as whole:
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        if len(lines) < 2 or not all(
-            line.lstrip().startswith("{") and line.rstrip().endswith("}") for _, line in lines
-        ):
+        if len(lines) < 2 or not all(line.strip()[0] == "{" and line.strip()[-1] == "}" for _, line in lines):
             raise ConfigurationError(str(whole)) from whole
     events, problems = [], []
     for number, line in lines:
