@@ -36,10 +36,10 @@ PATIENCE = 60.0
 """Seconds after which what has not come is given up."""
 
 
-def demo(app: App) -> None:
+async def demo(app: App) -> int:
     """Run the shop: place 200 orders, show retries and dead letters, and check the books. Exits 1 on a mismatch."""
-    if not asyncio.run(run(app, orders(ORDERS, Random(7)))):
-        raise SystemExit(1)
+    adds_up = await run(app, orders(ORDERS, Random(7)))
+    return 0 if adds_up else 1
 
 
 async def run(app: App, placed: Sequence[OrderPlaced], *, pace: float = PACE, patience: float = PATIENCE) -> bool:

@@ -1,7 +1,11 @@
 """The shop's demo adds up, and sees when something is missing."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -16,7 +20,7 @@ from examples.shop.watch import Watch
 
 
 def shop(*middleware: Middleware) -> App:
-    return App("shop", events="events", services="handlers", middleware=middleware)
+    return App("shop", events="events", services="handlers", commands=[demo.demo], middleware=middleware)
 
 
 HANDLERS = [handler.subscription_name for service in shop().services for handler in service.handlers]
@@ -96,11 +100,25 @@ async def test_one_dropped_delivery_does_not_add_up(name: str, capsys: pytest.Ca
     assert "does not add up: " in capsys.readouterr().out
 
 
-def test_a_mismatch_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("middleware", "code"), [((), 0), ((dropping("shipping.ship_order"),), 1)])
+def test_the_command_exits_with_1_on_a_mismatch(
+    middleware: tuple[Middleware, ...], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "ORDERS", 40)
+    monkeypatch.setattr(sys, "argv", ["app.py", "demo"])
     with pytest.raises(SystemExit) as exited:
-        demo.demo(shop(dropping("shipping.ship_order")))
-    assert exited.value.code == 1
+        shop(*middleware).cli()
+    assert exited.value.code == code
+
+
+def test_app_py_runs_the_demo() -> None:
+    root = Path(__file__).parent.parent.parent
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BUS_")}
+    command = [sys.executable, "app.py", "demo"]
+    ran = subprocess.run(command, cwd=root, env=clean, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "200/200" in ran.stdout
+    assert "Everything adds up" in ran.stdout
 
 
 async def test_what_never_comes_is_named_when_patience_ends(capsys: pytest.CaptureFixture[str]) -> None:
