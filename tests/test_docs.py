@@ -1,0 +1,77 @@
+"""Every code block and every command of the README and the docs runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+BLOCK = re.compile(r"^```(\w+)( test)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[tuple[bool, str]]:
+    """Return the page's blocks of a language: whether it is a test, and the code."""
+    return [(bool(test), code) for kind, test, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def pages_with(language: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=lambda page: page.name)
+def test_the_python_of_a_page_runs_and_its_tests_pass(page: Path, tmp_path: Path) -> None:
+    found = blocks(page, "python")
+    code = "\n\n".join(code for _, code in found)
+    file = tmp_path / "test_page.py"
+    file.write_text(code + "\n\nasync def test_the_page_can_be_imported() -> None: ...\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", str(file)]
+    options = ["-o", "asyncio_default_fixture_loop_scope=function", "--rootdir", str(tmp_path)]
+    done = run([*command, *options], os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{code.count('async def test_') + 1} passed" in done.stdout
+
+
+@pytest.mark.parametrize("page", pages_with("sh"), ids=lambda page: page.name)
+def test_the_commands_of_a_page_work_on_rabbitmq(page: Path, vhost: str, tmp_path: Path) -> None:
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": programs, "BUS_URL": vhost, "COLUMNS": "120"}
+    for _, code in blocks(page, "sh"):
+        for line in filter(None, (re.sub(r"\s+#.*", "", line).strip() for line in code.splitlines())):
+            if line.startswith("export BUS_URL="):
+                continue
+            done = run(["sh", "-c", bounded(line)], environment)
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+def bounded(line: str) -> str:
+    """Return the command so that it comes to an end: a worker is stopped, and make only says what it would do."""
+    if re.fullmatch(r"python app\.py( run.*)?", line):
+        return f"timeout --preserve-status --signal=TERM 3 {line}"
+    # they run these tests, or the demo, which has tests of its own
+    return line.replace("make ", "make -n ", 1) if line.startswith("make ") else line
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
