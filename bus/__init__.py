@@ -10,32 +10,37 @@ How the library is laid out, in the order of one event's journey:
     app.py        App: wiring                              testing/      Tester: the same code on virtual time
 """
 
-from .app import App
-from .client import Bus, SyncBus, connect, connect_sync
-from .clock import Seconds
-from .context import Context
-from .errors import (
-    AccessRefused,
-    BusUnavailable,
-    ConfigurationError,
-    Fate,
-    MessageTooLarge,
-    PublishError,
-    PublishRefused,
-    Reject,
-    RetryAfter,
-    TidegateError,
-    TopologyMismatch,
-    Undecodable,
-    Unroutable,
-)
-from .event import Data, Event, Events
-from .message import Message
-from .outcome import Ack, DeadLetter, Failure, Letter, Outcome, Release, Retry
-from .retry import Policy, exponential, fixed, immediate
-from .service import Handler, Middleware, Process, Queue, Service
-from .settings import Settings
-from .transport import Delivery
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+
+if TYPE_CHECKING:
+    from .app import App
+    from .client import Bus, SyncBus, connect, connect_sync
+    from .clock import Seconds
+    from .context import Context
+    from .errors import (
+        AccessRefused,
+        BusUnavailable,
+        ConfigurationError,
+        Fate,
+        MessageTooLarge,
+        PublishError,
+        PublishRefused,
+        Reject,
+        RetryAfter,
+        TidegateError,
+        TopologyMismatch,
+        Undecodable,
+        Unroutable,
+    )
+    from .event import Data, Event, Events
+    from .message import Message
+    from .outcome import Ack, DeadLetter, Failure, Letter, Outcome, Release, Retry
+    from .retry import Policy, exponential, fixed, immediate
+    from .service import Handler, Middleware, Process, Queue, Service
+    from .settings import Settings
+    from .transport import Delivery
 
 
 __version__ = "0.1.0"
@@ -84,3 +89,30 @@ __all__ = [
     "fixed",
     "immediate",
 ]
+
+_HOMES: Final = {
+    "app": "App",
+    "client": "Bus SyncBus connect connect_sync",
+    "clock": "Seconds",
+    "context": "Context",
+    "errors": "AccessRefused BusUnavailable ConfigurationError Fate MessageTooLarge PublishError PublishRefused Reject "
+    "RetryAfter TidegateError TopologyMismatch Undecodable Unroutable",
+    "event": "Data Event Events",
+    "message": "Message",
+    "outcome": "Ack DeadLetter Failure Letter Outcome Release Retry",
+    "retry": "Policy exponential fixed immediate",
+    "service": "Handler Middleware Process Queue Service",
+    "settings": "Settings",
+    "transport": "Delivery",
+}
+"""Where each name is defined. A name is imported when it is first used: pytest loads our plugin, and so this module, in
+every session of an environment that has Tidegate."""
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names.split():
+            value = getattr(import_module(f".{home}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,8 +61,18 @@ class Chosen:
 def command_line(app: App) -> typer.Typer:
     """Return the commands for dead letters."""
     line = typer.Typer(help="Dead letters: list, show, replay, discard.", no_args_is_help=True)
+    line.command("list")(_list(app))
+    line.command("show")(_show(app))
+    line.command("replay", help="Send letters back to the handlers that gave up on them, as attempt 1.")(
+        _acting(app, "replay", lambda dead, letter: dead.replay(letter))
+    )
+    line.command("discard", help="Close letters for good.")(
+        _acting(app, "discard", lambda dead, letter: dead.discard(letter))
+    )
+    return line
 
-    @line.command("list")
+
+def _list(app: App) -> Callable[..., None]:
     def list_letters(
         service: Service = None,
         handler: Handler = None,
@@ -78,14 +88,20 @@ def command_line(app: App) -> typer.Typer:
         else:
             screen.show_list(found)
 
-    @line.command("show")
+    return list_letters
+
+
+def _show(app: App) -> Callable[..., None]:
     def show(id: Annotated[str, typer.Argument(help="A letter, as `list` shows it.")], service: Service = None) -> None:
         """Show everything about one letter."""
         for letter in asyncio.run(_found(app, _chosen((id,), service), every=True)):
             screen.show_one(letter)
 
-    @line.command("replay")
-    def replay(
+    return show
+
+
+def _acting(app: App, verb: str, act: Callable[[DeadLetters, Letter], Awaitable[None]]) -> Callable[..., None]:
+    def acting(
         ids: Ids = None,
         service: Service = None,
         handler: Handler = None,
@@ -94,25 +110,10 @@ def command_line(app: App) -> typer.Typer:
         older_than: Older = None,
         yes: Yes = False,
     ) -> None:
-        """Send letters back to the handlers that gave up on them, as attempt 1."""
         chosen = _chosen(ids or (), service, handler, type, reason, older_than)
-        asyncio.run(_each(app, chosen, "replay", lambda dead, letter: dead.replay(letter), yes))
+        asyncio.run(_each(app, chosen, verb, act, yes))
 
-    @line.command("discard")
-    def discard(
-        ids: Ids = None,
-        service: Service = None,
-        handler: Handler = None,
-        type: Type = None,
-        reason: Reason = None,
-        older_than: Older = None,
-        yes: Yes = False,
-    ) -> None:
-        """Close letters for good."""
-        chosen = _chosen(ids or (), service, handler, type, reason, older_than)
-        asyncio.run(_each(app, chosen, "discard", lambda dead, letter: dead.discard(letter), yes))
-
-    return line
+    return acting
 
 
 async def _found(app: App, chosen: Chosen, *, every: bool = False) -> list[Letter]:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pamqp import commands
 from pamqp.base import Frame
@@ -18,6 +18,10 @@ from .acks import Acks
 
 if TYPE_CHECKING:
     from .link import Link
+
+
+GOODBYE: Final = 2.0
+"""Seconds that the broker has to answer when a channel or a link is closed."""
 
 
 class LinkLost(ConnectionError):
@@ -157,12 +161,12 @@ class Channel:
             self._end(LinkLost("the channel was closed here"))
 
     async def aclose(self) -> bool:
-        """Close the channel and wait for the broker's answer, 2 s at most.
+        """Close the channel and wait for the broker's answer, `GOODBYE` at most.
 
         True means that it came: the broker has read every ack before it. What is unconfirmed by now stays unknown.
         """
         self.leave()
-        await asyncio.wait((self._goodbye,), timeout=2)
+        await asyncio.wait((self._goodbye,), timeout=GOODBYE)
         return self._goodbye.done() and self._goodbye.result()
 
     def frame(self, kind: int, payload: bytes) -> None:

@@ -15,7 +15,7 @@ from pamqp.header import ProtocolHeader
 
 from . import wire
 from .address import Address
-from .channel import Channel, ChannelClosed, LinkLost
+from .channel import GOODBYE, Channel, ChannelClosed, LinkLost
 
 
 FRAME_MAX: Final = 131_072
@@ -158,13 +158,13 @@ class Link(asyncio.Protocol):
         self._let_write()
 
     async def aclose(self) -> None:
-        """Flush, say goodbye, and close; the broker's answer is waited for 2 s at most."""
+        """Flush, say goodbye, and close; the broker's answer is waited for `GOODBYE` at most."""
         if self.error is None:
             self.flush()  # the broker reads no ack that comes after the goodbye
             self.send_command(commands.Connection.Close(200, "", 0, 0), 0)
             self.flush()
             try:
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(GOODBYE):
                     await self.closed.wait()
             except TimeoutError:
                 pass  # the peer is gone, or takes nothing more

@@ -69,6 +69,8 @@ class RabbitMQTransport:
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         """Declare what the subscriptions need, as soon as a broker answers."""
+        # our own link waits, and says so once; only then is it aio-pika's turn
+        await self._publishing.link()
         async with self._declaring:
             self._faults |= await topology.declare_when_up(self._addresses, self._names, subscriptions, Backoff())
 

@@ -1,0 +1,104 @@
+"""The pytest plugin, in pytest sessions of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SHOP = """
+import pytest
+from bus import Event, Service
+
+class Placed(Event, type="order.placed"):
+    number: int
+
+shop = Service("shop")
+
+@shop.on(Placed)
+async def place(placed: Placed) -> None:
+    if placed.number == 13:
+        raise ValueError("unlucky")
+"""
+
+
+def session(folder: Path, code: str, mode: str) -> str:
+    (folder / "test_it.py").write_text(SHOP + code)
+    options = [
+        "-o",
+        f"asyncio_mode={mode}",
+        "-o",
+        "asyncio_default_fixture_loop_scope=function",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *options,
+        "--strict-markers",
+        "--rootdir",
+        str(folder),
+        str(folder),
+    ]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=folder).stdout
+
+
+@pytest.mark.parametrize(("mode", "mark"), [("auto", ""), ("strict", "@pytest.mark.asyncio\n")])
+def test_the_fixture_runs_the_services_of_the_mark(tmp_path: Path, mode: str, mark: str) -> None:
+    told = session(
+        tmp_path,
+        f"""
+{mark}@pytest.mark.bus(shop)
+async def test_it(bus):
+    await bus.publish(Placed(number=1))
+    await bus.settled()
+    assert len(bus.handled(place)) == 1
+""",
+        mode,
+    )
+    assert "1 passed" in told, told
+
+
+def test_a_failure_shows_what_happened_on_the_bus(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+@pytest.mark.bus(shop)
+async def test_it(bus):
+    await bus.publish(Placed(number=13))
+    await bus.settled()
+    assert bus.dead_letters() == []
+""",
+        "auto",
+    )
+    assert "shop.place gave up (exhausted): ValueError: unlucky" in told, told
+
+
+def test_the_fixture_without_the_mark_says_what_to_do(tmp_path: Path) -> None:
+    told = session(tmp_path, "async def test_it(bus): ...\n", "auto")
+    assert "needs @pytest.mark.bus(service" in told, told
+
+
+def test_another_event_loop_is_refused_in_one_line(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+import asyncio
+from bus.testing import NoVirtualTime, Tester
+
+class Other(asyncio.AbstractEventLoop): ...
+
+async def test_it(monkeypatch):
+    monkeypatch.setattr("bus.testing.virtual_time.asyncio.get_running_loop", lambda: Other())
+    with pytest.raises(NoVirtualTime, match="asyncio's own event loop"):
+        await Tester(shop).__aenter__()
+""",
+        "auto",
+    )
+    assert "1 passed" in told, told
