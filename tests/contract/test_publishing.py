@@ -1,0 +1,203 @@
+"""P: publishing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bus import AccessRefused, BusUnavailable, Fate, Message, MessageTooLarge, Service, Unroutable, connect
+from tests.broker.node import Node
+from tests.broker.proxy import Proxy
+
+from .stage import Log, Placed, Shipped, Stage, staged
+
+
+def listening(log: Log[Message], *patterns: str) -> Service:
+    service = Service("listener")
+
+    @service.on(*(patterns or ("#",)))
+    async def listen(message: Message) -> None:
+        log.append(message)
+
+    return service
+
+
+async def test_p1_what_was_published_survives_the_end_of_the_process(rabbitmq: Stage) -> None:
+    log: Log[Message] = Log()
+    await rabbitmq.declare(listening(log))
+    code = """
+import asyncio, os
+from bus import connect
+from tests.contract.stage import Placed
+async def main():
+    async with connect() as bus:
+        await bus.publish(*(Placed(number=n) for n in range(50)))
+        os._exit(0)
+asyncio.run(main())
+"""
+    environment = os.environ | {"BUS_URL": rabbitmq.settings.url}
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], env=environment, check=True, timeout=30)
+    async with rabbitmq.hosting(listening(log)):
+        await log.reaches(50)
+
+
+async def test_p1_what_was_published_survives_the_death_of_the_broker(own_broker: Node) -> None:
+    log: Log[Message] = Log()
+    async with staged("rabbitmq", own_broker.url(), publish_timeout=30) as stage:
+        await stage.declare(listening(log))
+        await asyncio.sleep(
+            1.2
+        )  # a quorum queue that is younger than this is lost with its node: notes in operating.md
+        sent = [id for number in range(100) for id in await stage.bus.publish(Placed(number=number))]
+        await asyncio.to_thread(own_broker.kill)
+        await asyncio.to_thread(own_broker.start)
+        async with stage.hosting(listening(log)):
+            await log.holds(lambda seen: {message.id for message in seen} >= set(sent), "every message")
+
+
+async def test_p1_publishing_raises_within_its_timeout_and_tells_the_fate_of_each_id(
+    proxy: Proxy, vhost_name: str
+) -> None:
+    proxy.refuse(True)
+    async with connect(proxy.url(vhost_name), settings=None) as bus:
+        bus._transport._publisher._timeout = 0.3  # type: ignore[attr-defined]
+        with pytest.raises(BusUnavailable, match="publish again with id=") as raised:
+            async with asyncio.timeout(5):
+                await bus.publish(Placed(), id="mine")
+    assert raised.value.fates == {"mine": Fate.UNKNOWN}
+
+
+async def test_p1_a_publish_whose_confirm_never_comes_is_unknown_and_the_bus_works_after_it(
+    proxy: Proxy, vhost_name: str
+) -> None:
+    async with staged("rabbitmq", proxy.url(vhost_name), publish_timeout=0.4) as stage:
+        log: Log[Message] = Log()
+        await stage.declare(listening(log))
+        await stage.bus.publish(Placed(number=1))
+        proxy.blackhole(up=False, down=True)
+        with pytest.raises(BusUnavailable):
+            await stage.bus.publish(Placed(number=2), id="two")
+        proxy.blackhole(up=False, down=False)
+        await stage.bus.publish(Placed(number=2), id="two")
+        async with stage.hosting(listening(log)):
+            await log.holds(lambda seen: any(message.id == "two" for message in seen), "the second")
+
+
+async def test_p3_an_event_that_nobody_wants_is_legal(stage: Stage) -> None:
+    assert len(await stage.bus.publish(Placed())) == 1
+
+
+async def test_p3_required_raises_where_nobody_subscribes(stage: Stage) -> None:
+    with pytest.raises(Unroutable) as raised:
+        await stage.bus.publish(Placed(), required=True, id="lost")
+    assert raised.value.fates == {"lost": Fate.UNROUTABLE}
+    await stage.declare(listening(Log()))
+    await stage.bus.publish(Placed(), required=True)
+
+
+async def test_p3_an_address_that_is_no_queue_is_unroutable(stage: Stage) -> None:
+    with pytest.raises(Unroutable):
+        await stage.bus.publish(Placed(), to="nobody.here")
+
+
+async def test_p4_messages_wait_for_the_worker_once_their_subscription_is_declared(stage: Stage) -> None:
+    log: Log[Message] = Log()
+    await stage.declare(listening(log))
+    ids = await stage.bus.publish(*(Placed(number=number) for number in range(20)))
+    async with stage.hosting(listening(log)):
+        await log.reaches(20)
+    assert [message.id for message in log] == ids
+
+
+async def test_p4_a_worker_that_starts_before_its_broker_waits_for_it(proxy: Proxy, vhost_name: str) -> None:
+    log: Log[Message] = Log()
+    proxy.refuse(True)
+    async with staged("rabbitmq", proxy.url(vhost_name)) as stage, asyncio.TaskGroup() as tasks:
+
+        async def work() -> None:
+            async with stage.hosting(listening(log)):
+                await stage.bus.publish(Placed())
+                await log.reaches(1)
+
+        tasks.create_task(work())
+        await asyncio.sleep(0.5)
+        assert log == []
+        proxy.refuse(False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [("guest:wrong@", "ACCESS_REFUSED"), ("guest:guest@{host}/missing", "NOT_ALLOWED|not found")]
+)
+async def test_p4_a_refused_login_or_virtual_host_is_an_error(vhost: str, wrong: str, told: str) -> None:
+    host = vhost.rpartition("@")[2].partition("/")[0]
+    url = f"amqp://{wrong}{host}/" if "{host}" not in wrong else f"amqp://{wrong.format(host=host)}"
+    async with staged("rabbitmq", url) as stage:
+        with pytest.raises(AccessRefused, match=told):
+            async with asyncio.timeout(5):
+                await stage.declare(listening(Log()))
+        with pytest.raises(AccessRefused):
+            await stage.bus.publish(Placed())
+
+
+async def test_p5_what_comes_out_is_what_went_in(stage: Stage) -> None:
+    log: Log[Message] = Log()
+    note = 'snow ☃, quotes "", a nul \x00 and 👩‍🚀'
+    async with stage.hosting(listening(log)):
+        (id,) = await stage.bus.publish(Placed(number=7, note=note), headers={"tenant": "åäö", "empty": "x" * 3000})
+        await log.reaches(1)
+    (message,) = log
+    assert (message.id, message.type, message.version, message.source) == (id, "order.placed", 1, "/contract")
+    assert message.correlation_id == id
+    assert message.causation_id is None
+    assert dict(message.headers) == {"tenant": "åäö", "empty": "x" * 3000}
+    assert Placed.model_validate_json(message.body) == Placed(number=7, note=note)
+    assert message.time.tzinfo is not None
+    assert message.problems == ()
+
+
+async def test_p5_an_event_that_is_too_large_never_leaves(stage: Stage) -> None:
+    with pytest.raises(MessageTooLarge, match="BUS_MAX_MESSAGE_BYTES"):
+        await stage.bus.publish(Placed(note="x" * (1 << 20)))
+
+
+async def test_p5_an_effect_names_its_cause_and_keeps_the_correlation(stage: Stage) -> None:
+    log: Log[Message] = Log()
+    service = Service("shipper")
+
+    @service.on(Placed)
+    async def ship(placed: Placed) -> Shipped:
+        return Shipped(number=placed.number)
+
+    async with stage.hosting(service, listening(log, "order.shipped")):
+        (id,) = await stage.bus.publish(
+            Placed(), headers={"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+        )
+        await log.reaches(1)
+    (message,) = log
+    assert (message.causation_id, message.correlation_id, message.hops) == (id, id, 1)
+    assert message.source == "/contract/shipper"
+    assert message.headers["traceparent"].startswith("00-4bf9")
+
+
+async def test_p6_a_delayed_event_is_not_early(stage: Stage) -> None:
+    log: Log[tuple[int, float]] = Log()
+    loop = asyncio.get_running_loop()
+    service = Service("late")
+
+    @service.on(Placed)
+    async def late(placed: Placed) -> None:
+        log.append((placed.number, loop.time()))
+
+    async with stage.hosting(service):
+        started = loop.time()
+        await stage.bus.publish(Placed(number=1), delay=1.0)
+        await stage.bus.publish(Placed(number=2), delay=0.3)
+        await stage.bus.publish(Placed(number=3), delay=-5)
+        await log.reaches(3)
+    assert [number for number, _ in log] == [3, 2, 1]
+    assert log[1][1] - started >= 0.3
+    assert log[2][1] - started >= 1.0
