@@ -114,7 +114,7 @@ class Channel:
         self._goodbye: asyncio.Future[bool] = self._future()
 
     async def rpc(self, command: Frame) -> Any:
-        """Send a request and return the reply; raises what closed the channel, or ValueError for a name of no queue."""
+        """Send a request and return the reply; raises what closed the channel."""
         if self.error is not None:
             raise self.error
         self.link.send_command(command, self.number)

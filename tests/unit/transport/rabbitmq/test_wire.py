@@ -226,6 +226,24 @@ def test_twenty_thousand_damaged_headers_are_read_or_malformed() -> None:
     assert malformed > 1000
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"\x01aS\x00\x00\x00\x09123",
+        b"\x01ax\x00\x00\x00\x09123",
+        b"\x01al\x00\x00",
+        b"\x09a",
+        b"\x01aA" + sized(b"S\x00\x00\x00\x09123"),
+        b"\x01aA" + sized(b"l\x00\x00"),
+        b"\x01aF" + sized(b"\x01bl\x00\x00"),
+        b"\x01aZ",
+    ],
+)
+def test_a_header_that_runs_over_its_table_takes_no_other_property(table: bytes) -> None:
+    with pytest.raises(wire.Malformed):
+        wire.properties(raw_header(1 << 13 | 1 << 7, sized(table) + wire.short("the message's id")))
+
+
 @pytest.mark.parametrize("kind", [b"A", b"F"])
 def test_headers_nested_without_end_are_malformed(kind: bytes) -> None:
     value = kind + sized(b"")
