@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final
 
 from . import clock
-from .errors import MessageTooLarge
+from .errors import ConfigurationError, MessageTooLarge
 from .event import Event, encode, type_of
 
 
@@ -41,6 +41,10 @@ MADE_ID: Final = "tidegate-id"
 """The id that was made up for a message that came without one; on copies."""
 ORIGINAL_PREFIX: Final = "tidegate-original-"
 """Properties and `x-` headers of the original that would change what the broker does with a copy."""
+
+RESERVED_HEADERS: Final = ("cc", "bcc")
+RESERVED_PREFIXES: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", "x-")
+"""Names that an application may not use for headers of its own."""
 
 DATASCHEMA: Final = "urn:tidegate:{type}:{version}"
 JSON_CONTENT: Final = "application/json"
@@ -129,13 +133,22 @@ def wrap(
         correlation_id=(cause.correlation_id or cause.id) if cause else id,
         causation_id=cause.id if cause else None,
         hops=cause.hops + 1 if cause else 0,
-        headers=_with_trace(headers, cause),
+        headers=_with_trace(_checked(headers) if headers else None, cause),
     )
 
 
 @lru_cache(maxsize=4096)
 def _named(cls: type[Event]) -> tuple[str, int]:
     return type_of(cls), cls.__schema__.version
+
+
+def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in headers.items():
+        if name.lower() in RESERVED_HEADERS or name.startswith(RESERVED_PREFIXES):
+            raise ConfigurationError(f"header {name!r}: that name means something to the broker, or to Tidegate itself")
+        if not isinstance(value, str) or not 0 < len(name.encode()) <= 255:
+            raise ConfigurationError(f"header {name!r}: a name has 1 to 255 bytes, and a value is a string")
+    return headers
 
 
 def _with_trace(headers: Mapping[str, str] | None, cause: Message | None) -> Mapping[str, str]:

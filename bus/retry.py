@@ -29,7 +29,7 @@ class Policy:
     attempts: int
     delays: tuple[timedelta, ...]
     jitter: bool = False
-    only: tuple[type[BaseException], ...] = (Exception,)
+    only: tuple[type[BaseException], ...] = (BaseException,)
     give_up: tuple[type[BaseException], ...] = ()
 
     @property

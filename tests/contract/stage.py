@@ -131,7 +131,7 @@ class Stage:
         async with await aio_pika.connect(self.settings.url) as connection, connection.channel() as channel:
             exchange = await channel.get_exchange("events", ensure=False)
             message_of_theirs = aio_pika.Message(body, headers=dict(headers or {}), delivery_mode=2, **properties)
-            await exchange.publish(message_of_theirs, type)
+            await exchange.publish(message_of_theirs, type, mandatory=False)
 
     async def letters(self, service: str, size: int = 1) -> list[Letter]:
         """Return the open letters of a service, as soon as there are so many."""

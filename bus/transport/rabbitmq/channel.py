@@ -113,6 +113,11 @@ class Channel:
         self._future = asyncio.get_running_loop().create_future
         self._goodbye: asyncio.Future[bool] = self._future()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no publish waits for its confirm."""
+        return not self._pending
+
     async def rpc(self, command: Frame) -> Any:
         """Send a request and return the reply; raises what closed the channel."""
         if self.error is not None:

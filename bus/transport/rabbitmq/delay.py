@@ -23,6 +23,7 @@ LEVELS: Final = 28
 """Bits of a delay: 2²⁸ × 100 ms are 310 days."""
 DUE: Final = "tidegate-due"
 BIT: Final = "tidegate-d"
+PREFIX: Final = "delay."
 DONE: Final = "delay.due"
 RETURN: Final = "delay.return"
 TO_EVENTS: Final = "events"

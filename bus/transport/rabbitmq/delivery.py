@@ -36,9 +36,16 @@ class Settling:
     delay_to: Callable[[str], Awaitable[None]]
 
     @cached_property
-    def ours(self) -> frozenset[str]:
-        """The exchanges by which only copies of ours come: what they say of attempts is true."""
-        return frozenset({self.names.back(self.subscription.service), self.names.of(delay.DONE)})
+    def _back(self) -> str:
+        return self.names.back(self.subscription.service)
+
+    @cached_property
+    def _cascade(self) -> str:
+        return self.names.of(delay.PREFIX)
+
+    def is_ours(self, exchange: str) -> bool:
+        """Tell whether only copies of ours come by this exchange, so that what they say of attempts is true."""
+        return exchange == self._back or exchange.startswith(self._cascade)
 
 
 class RabbitMQDelivery:
@@ -50,7 +57,7 @@ class RabbitMQDelivery:
         self._received = received
         self._settling = settling
         self._tag, redelivered, self._exchange, self._key = wire.delivered(received.method)
-        ours = self._exchange in settling.ours
+        ours = settling.is_ours(self._exchange)
         self._arrived = envelope.decode(
             received.header, received.body, self._key, ours=ours, redelivered=int(redelivered)
         )

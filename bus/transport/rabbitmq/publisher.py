@@ -26,6 +26,7 @@ class Publisher:
         self._exchange = exchange
         self._timeout = timeout
         self._channel: Channel | None = None
+        self._retired: list[Channel] = []
         self._opening = asyncio.Lock()
         self._deadlines: deque[tuple[float, Batch]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -64,6 +65,8 @@ class Publisher:
             if isinstance(channel.error, ChannelClosed):
                 why = channel.error.text
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
+            elif Fate.REFUSED in told:
+                self._retire(channel)
             fates |= {parcel.id: fate for parcel, fate in zip(left, told, strict=True)}
             left = [parcel for parcel, fate in zip(left, told, strict=True) if fate is Fate.UNKNOWN]
             if left and loop.time() >= deadline:
@@ -73,12 +76,20 @@ class Publisher:
                 await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
         self._raise_for(fates, left, why)
 
+    def _retire(self, channel: Channel) -> None:
+        """Use another channel from now on: a quorum queue that refused a channel once goes on to refuse it."""
+        if self._channel is channel:
+            self._channel = None
+            self._retired.append(channel)
+
     def _send(self, channel: Channel, parcels: Sequence[Parcel], deadline: float) -> Batch:
         try:
             batch = channel.publish(parcels)
         except Malformed as error:
             fates = {parcel.id: Fate.REFUSED for parcel in parcels}
             raise PublishRefused(f"the headers do not fit into a frame: {error}", fates) from error
+        while self._deadlines and self._deadlines[0][1].future.done():
+            self._deadlines.popleft()
         self._deadlines.append((deadline, batch))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(deadline, self._sweep)
@@ -108,6 +119,9 @@ class Publisher:
             if self._channel is not None and self._channel.error is None:
                 return self._channel
             link = await self._supervisor.link()
+            for retired in [retired for retired in self._retired if retired.idle]:
+                self._retired.remove(retired)
+                await retired.aclose()
             scratch = await link.channel()
             try:
                 await scratch.rpc(

@@ -1,0 +1,455 @@
+"""F: failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import aio_pika
+import pytest
+
+from bus import Context, Letter, Message, Reject, RetryAfter, Service, exponential, fixed, immediate
+from bus.message import Outgoing
+from tests.broker.fixtures import Shared
+
+from .stage import Log, Placed, Shipped, Stage
+
+
+async def test_f1_only_the_handler_that_failed_sees_the_message_again_and_never_early(stage: Stage) -> None:
+    failing: Log[tuple[int, float]] = Log()
+    fine: Log[int] = Log()
+    loop = asyncio.get_running_loop()
+    service, neighbour = Service("failing"), Service("fine")
+
+    @service.on(Placed, retry=fixed(3, 0.4))
+    async def fail(placed: Placed, context: Context) -> None:
+        failing.append((context.attempt, loop.time()))
+        if context.attempt < 3:
+            raise ValueError("not yet")
+
+    @service.on(Placed, name="beside")
+    async def beside(placed: Placed) -> None:
+        fine.append(1)
+
+    @neighbour.on(Placed)
+    async def elsewhere(placed: Placed) -> None:
+        fine.append(2)
+
+    async with stage.hosting(service, neighbour):
+        await stage.bus.publish(Placed())
+        await failing.reaches(3)
+    assert [attempt for attempt, _ in failing] == [1, 2, 3]
+    assert all(later - earlier >= 0.4 for (_, earlier), (_, later) in pairwise(failing))
+    assert sorted(fine) == [1, 2]
+
+
+async def test_f1_a_retry_outlives_its_worker(stage: Stage) -> None:
+    attempts: Log[int] = Log()
+    service = Service("failing")
+
+    @service.on(Placed, retry=fixed(3, 0.3))
+    async def fail(placed: Placed, context: Context) -> None:
+        attempts.append(context.attempt)
+        if context.attempt == 1:
+            raise ValueError
+
+    async with stage.hosting(service) as hosted:
+        await stage.bus.publish(Placed())
+        await attempts.reaches(1)
+        await asyncio.sleep(0.1)
+        await hosted.die()
+    async with stage.hosting(service):
+        await attempts.reaches(2)
+    assert attempts == [1, 2]
+
+
+async def test_f1_a_failing_handler_does_not_delay_its_neighbours(stage: Stage) -> None:
+    fine: Log[int] = Log()
+    service = Service("both", concurrency=2)
+
+    @service.on(Placed, name="fails", retry=fixed(2, 30))
+    async def fails(placed: Placed) -> None:
+        raise ValueError
+
+    @service.on(Placed, name="works")
+    async def works(placed: Placed) -> None:
+        fine.append(placed.number)
+
+    async with stage.hosting(service):
+        await stage.bus.publish(*(Placed(number=number) for number in range(50)))
+        await fine.reaches(50)
+
+
+async def test_f1_retry_after_is_as_late_as_it_says(stage: Stage) -> None:
+    log: Log[tuple[int, float]] = Log()
+    loop = asyncio.get_running_loop()
+    service = Service("patient")
+
+    @service.on(Placed, retry=fixed(3, 5))
+    async def ask(placed: Placed, context: Context) -> None:
+        log.append((context.attempt, loop.time()))
+        if context.attempt == 1:
+            raise RetryAfter(0.35)
+
+    async with stage.hosting(service):
+        await stage.bus.publish(Placed())
+        await log.reaches(2)
+    assert [attempt for attempt, _ in log] == [1, 2]
+    assert 0.35 <= log[1][1] - log[0][1] < 4
+
+
+async def test_f2_attempt_and_first_failure_travel_with_the_message(stage: Stage) -> None:
+    log: Log[tuple[int, datetime | None]] = Log()
+    service = Service("failing")
+
+    @service.on(Placed, retry=immediate(3))
+    async def fail(placed: Placed, context: Context) -> None:
+        log.append((context.attempt, context.first_failed_at))
+        raise ValueError
+
+    before = datetime.now(UTC)
+    async with stage.hosting(service):
+        await stage.bus.publish(Placed())
+        (letter,) = await stage.letters("failing")
+    assert [attempt for attempt, _ in log] == [1, 2, 3]
+    (_, none), (_, first), (_, second) = log
+    assert none is None
+    assert first == second == letter.failure.first_failed_at
+    assert before <= letter.failure.first_failed_at <= letter.failure.last_failed_at
+    assert letter.failure.attempts == 3
+
+
+async def test_f2_a_death_raises_redelivered_and_not_the_attempt(stage: Stage) -> None:
+    log: Log[tuple[int, int]] = Log()
+    service = Service("mortal")
+
+    def watch(handler: object, process: object) -> object:
+        async def watched(delivery: object) -> object:
+            log.append((delivery.attempt, delivery.redelivered))  # type: ignore[attr-defined]
+            return await process(delivery)  # type: ignore[operator]
+
+        return watched
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        if len(log) == 1:
+            await asyncio.Event().wait()
+
+    async with stage.hosting(service, middleware=[watch]) as hosted:  # type: ignore[list-item]
+        await stage.bus.publish(Placed())
+        await log.reaches(1)
+        await hosted.die()
+    async with stage.hosting(service, middleware=[watch]):  # type: ignore[list-item]
+        await log.reaches(2)
+    assert log == [(1, 0), (1, 1)]
+
+
+async def test_f2_forged_values_are_harmless(rabbitmq: Stage) -> None:
+    log: Log[tuple[int, datetime | None, int]] = Log()
+    service = Service("wary")
+
+    @service.on("order.placed")
+    async def work(message: Message, context: Context) -> None:
+        log.append((context.attempt, context.first_failed_at, message.hops))
+
+    forged = {"tidegate-attempt": 99, "tidegate-first-failed-at": "1999-01-01T00:00:00Z", "tidegate-hops": -5}
+    async with rabbitmq.hosting(service):
+        await rabbitmq.raw("order.placed", b"{}", forged)
+        await log.reaches(1)
+    assert log == [(1, None, 0)]
+
+
+async def test_f3_a_retry_carries_the_original_body_and_headers(stage: Stage) -> None:
+    log: Log[Message] = Log()
+    service = Service("failing")
+
+    @service.on("order.placed", retry=fixed(3, 0.1))
+    async def fail(message: Message, context: Context) -> None:
+        log.append(message)
+        if context.attempt < 3:
+            raise ValueError
+
+    async with stage.hosting(service):
+        await stage.bus.publish(Placed(number=4, note="ü"), headers={"tenant": "blue", "nul": "\x00"})
+        await log.reaches(3)
+    assert log[0] == log[1] == log[2]
+    assert dict(log[2].headers) == {"tenant": "blue", "nul": "\x00"}
+
+
+@pytest.mark.parametrize("delay", [0, 0.1, 0.25], ids=["at once", "by the ladder", "by the cascade"])
+async def test_f3_a_retry_of_a_foreign_message_keeps_what_would_break_it_aside(rabbitmq: Stage, delay: float) -> None:
+    log: Log[tuple[str, Message, float]] = Log()
+    loop = asyncio.get_running_loop()
+    service = Service("wary")
+
+    @service.on("order.placed", name="work", retry=fixed(3, 0.1))
+    async def work(message: Message, context: Context) -> None:
+        log.append(("work", message, loop.time()))
+        if context.attempt == 1:
+            raise RetryAfter(delay)
+
+    @service.on("never")
+    async def other(message: Message) -> None:
+        log.append(("other", message, loop.time()))
+
+    headers = {"x-custom": "kept", "x-death": "forged", "plain": 7, "nested": {"a": [1, 2]}}
+    async with rabbitmq.hosting(service):
+        await rabbitmq.raw("order.placed", b"body", headers, expiration=60, user_id="guest", message_id="m")
+        await log.reaches(2)
+        await asyncio.sleep(0.05)
+    (_, first, began), (_, second, again) = log
+    assert [who for who, _, _ in log] == ["work", "work"]
+    assert again - began >= delay
+    assert (second.id, second.type, second.body) == (first.id, first.type, first.body) == ("m", "order.placed", b"body")
+    assert second.headers["x-custom"] == "kept"
+    assert second.headers["plain"] == first.headers["plain"] == "7"
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("even its text fails")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "attempts", "kind"),
+    [
+        (ValueError("no"), "exhausted", 2, "ValueError"),
+        (Reject("never"), "rejected", 1, "Reject"),
+        (Odd(), "exhausted", 2, "Odd"),
+        (SystemExit(3), "exhausted", 2, "SystemExit"),
+        (ExceptionGroup("many", [ValueError("one")]), "exhausted", 2, "ExceptionGroup"),
+        (asyncio.CancelledError(), "exhausted", 2, "HandlerError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+async def test_f4_what_a_handler_gives_up_on_is_kept_with_its_record(
+    stage: Stage, error: BaseException, reason: str, attempts: int, kind: str
+) -> None:
+    service = Service("failing")
+
+    @service.on(Placed, retry=immediate(2))
+    async def fail(placed: Placed) -> None:
+        raise error
+
+    async with stage.hosting(service):
+        (id,) = await stage.bus.publish(Placed(number=9), headers={"tenant": "blue"})
+        (letter,) = await stage.letters("failing")
+    failure = letter.failure
+    assert (failure.reason, failure.attempts, failure.error_type) == (reason, attempts, kind)
+    assert (failure.service, failure.handler, letter.handler) == ("failing", "fail", "fail")
+    assert (letter.message.id, letter.message.headers["tenant"]) == (id, "blue")
+    assert json.loads(letter.message.body) == {"number": 9, "note": ""}
+    assert "Traceback" in failure.traceback or "cannot be had" in failure.traceback
+    assert ":" in failure.worker
+
+
+async def test_f4_what_expired_is_not_run(stage: Stage) -> None:
+    ran: Log[int] = Log()
+    service = Service("late")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        ran.append(1)
+
+    message = stage.bus.message(Placed())
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    expired = Message(**{name: getattr(message, name) for name in Message.__dataclass_fields__} | {"expires": past})
+    async with stage.hosting(service):
+        await stage.transport.publish([Outgoing(expired)])
+        (letter,) = await stage.letters("late")
+    assert (letter.failure.reason, letter.failure.attempts, ran) == ("expired", 0, [])
+
+
+async def test_f4_an_event_storm_ends(stage: Stage) -> None:
+    service = Service("storm")
+
+    @service.on(Placed)
+    async def there(placed: Placed) -> Shipped:
+        return Shipped(number=placed.number + 1)
+
+    @service.on(Shipped)
+    async def back(shipped: Shipped) -> Placed:
+        return Placed(number=shipped.number + 1)
+
+    async with stage.hosting(service, max_hops=6):
+        await stage.bus.publish(Placed())
+        (letter,) = await stage.letters("storm")
+    assert letter.failure.reason == "hops"
+    assert letter.message.hops == 7
+
+
+async def test_f6_while_the_broker_refuses_the_copy_the_handler_is_not_run_again(
+    rabbitmq: Stage, broker: Shared, vhost_name: str
+) -> None:
+    attempts: Log[int] = Log()
+    service = Service("refused")
+
+    @service.on(Placed, retry=fixed(3, 600))
+    async def fail(placed: Placed, context: Context) -> None:
+        attempts.append(context.attempt)
+        raise ValueError
+
+    async def stored() -> dict[str, int]:
+        async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+            names = ("refused.fail", "refused.retry.600000")
+            queues = {name: await channel.declare_queue(name, passive=True) for name in names}
+            return {name: queue.declaration_result.message_count or 0 for name, queue in queues.items()}
+
+    await rabbitmq.declare(service)
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        for _ in range(2):  # what fills the queue, so that it takes no more
+            await channel.default_exchange.publish(aio_pika.Message(b"x", delivery_mode=2), "refused.retry.600000")
+    full = '{"max-length": 1, "overflow": "reject-publish"}'
+    policy = ("set_policy", "-p", vhost_name, "full", r"refused\.retry\..*", full, "--apply-to", "queues")
+    await asyncio.to_thread(broker.node.ctl, *policy)
+    async with rabbitmq.hosting(service):
+        await rabbitmq.bus.publish(Placed())
+        await attempts.reaches(1)
+        await asyncio.sleep(1)
+        assert attempts == [1]
+        assert (await stored())["refused.retry.600000"] == 2
+        await asyncio.to_thread(broker.node.ctl, "clear_policy", "-p", vhost_name, "full")
+        async with asyncio.timeout(20):
+            while (await stored())["refused.retry.600000"] < 3:
+                await asyncio.sleep(0.1)
+    assert attempts == [1]
+    assert (await stored())["refused.fail"] == 0
+
+
+async def test_f7_a_replay_reaches_only_the_handler_that_gave_up_and_starts_again_at_one(stage: Stage) -> None:
+    log: Log[tuple[str, int]] = Log()
+    healthy = False
+    service = Service("shop")
+
+    @service.on(Placed, name="broken", retry=immediate(2))
+    async def broken(placed: Placed, context: Context) -> None:
+        log.append(("broken", context.attempt))
+        if not healthy:
+            raise ValueError
+
+    @service.on(Placed, name="fine")
+    async def fine(placed: Placed, context: Context) -> None:
+        log.append(("fine", context.attempt))
+
+    async with stage.hosting(service):
+        await stage.bus.publish(Placed())
+        (letter,) = await stage.letters("shop")
+        await stage.transport.dead_letters.replay(letter)
+        (again,) = await wait_for_another(stage, letter)
+        assert (again.failed_again, again.message.id) == (1, letter.message.id)
+        healthy = True
+        await stage.transport.dead_letters.replay(again)
+        await log.reaches(6)
+        assert [entry async for entry in stage.transport.dead_letters.browse("shop")] == []
+    assert [attempt for who, attempt in log if who == "broken"] == [1, 2, 1, 2, 1]
+    assert [attempt for who, attempt in log if who == "fine"] == [1]
+
+
+async def wait_for_another(stage: Stage, letter: Letter) -> list[Letter]:
+    async with asyncio.timeout(20):
+        while True:
+            found = await stage.letters("shop")
+            if found[0].id != letter.id:
+                return found
+
+
+async def test_f7_a_letter_is_replayed_or_discarded_once(stage: Stage) -> None:
+    service = Service("shop")
+
+    @service.on(Placed)
+    async def reject(placed: Placed) -> None:
+        raise Reject("no")
+
+    async with stage.hosting(service):
+        await stage.bus.publish(*(Placed(number=number) for number in range(3)))
+        first, second, third = await stage.letters("shop", 3)
+    dead = stage.transport.dead_letters
+    await dead.discard(first)
+    await dead.replay(second)
+    for letter in (first, second):
+        for act in (dead.replay, dead.discard):
+            with pytest.raises(LookupError, match="not open any more"):
+                await act(letter)
+    assert [letter.id async for letter in dead.browse("shop")] == [third.id]
+
+
+async def test_f7_fifty_looks_change_nothing(stage: Stage) -> None:
+    service = Service("shop")
+
+    @service.on(Placed)
+    async def reject(placed: Placed) -> None:
+        raise Reject("no")
+
+    async with stage.hosting(service):
+        await stage.bus.publish(*(Placed(number=number) for number in range(5)))
+        before = await stage.letters("shop", 5)
+    looks = 50 if stage.kind == "memory" else 10
+    for _ in range(looks):
+        assert [letter async for letter in stage.transport.dead_letters.browse("shop")] == before
+    if stage.kind == "rabbitmq":
+        async with asyncio.TaskGroup() as tasks:
+            found = [tasks.create_task(stage.letters("shop", 5)) for _ in range(40)]
+        assert all(task.result() == before for task in found)
+
+
+async def test_f8_an_async_handler_past_its_timeout_is_cancelled_and_has_failed(stage: Stage) -> None:
+    cleaned: Log[int] = Log()
+    service = Service("slow")
+
+    @service.on(Placed, timeout=0.1, retry=immediate(2))
+    async def slow(placed: Placed) -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            cleaned.append(1)
+
+    async with stage.hosting(service):
+        await stage.bus.publish(Placed())
+        (letter,) = await stage.letters("slow")
+    assert (letter.failure.error_type, letter.failure.attempts, cleaned) == ("TimeoutError", 2, [1, 1])
+
+
+async def test_f8_a_plain_function_past_its_timeout_is_settled_when_it_returns_and_never_runs_beside_itself(
+    stage: Stage,
+) -> None:
+    running, most = 0, 0
+    lock = threading.Lock()
+    service = Service("slow")
+
+    @service.on(Placed, timeout=0.05, retry=immediate(2))
+    def slow(placed: Placed) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        threading.Event().wait(0.25)
+        with lock:
+            running -= 1
+
+    async with stage.hosting(service):
+        await stage.bus.publish(Placed())
+        (letter,) = await stage.letters("slow")
+    assert (letter.failure.error_type, letter.failure.attempts, most) == ("TimeoutError", 2, 1)
+
+
+async def test_f8_a_shutdown_is_neither_failure_nor_success(stage: Stage) -> None:
+    log: Log[tuple[int, int]] = Log()
+    service = Service("slow")
+
+    @service.on(Placed, retry=exponential())
+    async def slow(placed: Placed, context: Context) -> None:
+        log.append((placed.number, context.attempt))
+        if len(log) == 1:
+            await asyncio.sleep(30)
+
+    async with stage.hosting(service, grace=0.1) as hosted:
+        await stage.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        await hosted.stop()
+    assert [letter async for letter in stage.transport.dead_letters.browse("slow")] == []
+    async with stage.hosting(service):
+        await log.reaches(2)
+    assert log == [(1, 1), (1, 1)]
