@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +36,7 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 DEPLOY_STEP = timedelta(seconds=10)
 """How long a message of an unknown type or version waits between two looks, while a deploy may be under way."""
 
+QUEUE_NAME = re.compile(r"[a-zA-Z0-9\-_.:@#,/+ ]{1,255}")
 LONGEST_TIMEOUT = timedelta(minutes=25)
 DEFAULT_TIMEOUT = 60.0
 DEFAULT_CONCURRENCY = 16
@@ -53,6 +55,12 @@ class Queue:
     """A foreign queue as a source: consumed as it is, never declared; its messages reach the handler as `Message`."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        if not QUEUE_NAME.fullmatch(self.name):
+            raise ConfigurationError(
+                f"Queue({self.name!r}): a queue's name has 1 to 255 of a-z A-Z 0-9 - _ . : @ # , / +"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from random import Random
 from typing import Any, Final
 
 import anyio
@@ -57,7 +58,7 @@ class Worker:
     """Hosts services on a transport until it is told to stop.
 
     `provided` are resources by key that replace declared ones. `middleware` wraps every handler, outside of the
-    services' own; `log` is the outermost, and sees outcomes that are settled.
+    services' own; `log` is the outermost, and sees outcomes that are settled. `random` decides the jitter of policies.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Worker:
         log: Middleware,
         middleware: Sequence[Middleware] = (),
         provided: Mapping[Key, Any] | None = None,
+        random: Random | None = None,
     ) -> None:
         self._transport = transport
         self._services = services
@@ -80,6 +82,7 @@ class Worker:
         self._log = log
         self._middleware = tuple(middleware)
         self._provided = dict(provided or {})
+        self._random = random or Random()
         self._logger = logger()
 
     async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
@@ -97,7 +100,7 @@ class Worker:
             subscriptions = [h.subscription(self._events) for service in self._services for h in service.handlers]
             if not await _unless(stop, self._transport.declare(subscriptions)):
                 return
-            consuming = Countdown(len(subscriptions), started)
+            consuming = Countdown((subscription.name for subscription in subscriptions), started)
             async with asyncio.TaskGroup() as tasks:
                 for service, resources in zip(self._services, opened, strict=True):
                     tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
@@ -110,6 +113,7 @@ class Worker:
             resources=resources,
             source=f"/{self._app}/{service.name}",
             threads=anyio.CapacityLimiter(service.concurrency),
+            random=self._random,
         )
         middleware = (*self._middleware, *service.middleware)
         async with asyncio.TaskGroup() as tasks:
@@ -125,10 +129,11 @@ class Worker:
         try:
             subscription = handler.subscription(self._events)
             async with self._transport.consume(subscription, limit=subscriber.unsettled) as consumer:
-                consuming.one()
+                consuming.cross_out(handler.subscription_name)
                 await subscriber.run(consumer, stop)
         except* (ConfigurationError, AccessRefused) as refused:
             # one queue that cannot be consumed stops its own handler only
+            consuming.cross_out(handler.subscription_name)
             self._logger.error("handler stopped", handler=handler.subscription_name, error=str(first_leaf(refused)))
 
 
@@ -188,19 +193,20 @@ def prefetch(service: Service, handler: Handler) -> int:
 
 
 class Countdown:
-    """Calls back once, when it was told so often."""
+    """Calls back once every one of the names was crossed out."""
 
-    def __init__(self, left: int, done: Callable[[], None]) -> None:
-        self._left = left
+    def __init__(self, names: Iterable[str], done: Callable[[], None]) -> None:
+        self._left = set(names)
         self._done = done
-        if not left:
+        if not self._left:
             done()
 
-    def one(self) -> None:
-        """Count one."""
-        self._left -= 1
-        if self._left == 0:
-            self._done()
+    def cross_out(self, name: str) -> None:
+        """Cross out a name; nothing happens where it is crossed out already."""
+        if name in self._left:
+            self._left.remove(name)
+            if not self._left:
+                self._done()
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from random import Random
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -72,6 +73,7 @@ class Tester(Bus):
         self._resources = dict(resources or {})
         self._middleware = tuple(middleware)
         self._events = named(services)
+        self._random = Random(0)
         self._scope = ExitStack()
         self._running: Counter[Handler] = Counter()
         self._runs: list[Run] = []
@@ -190,6 +192,7 @@ class Tester(Bus):
             log=logging(),
             middleware=(self._watch, *self._middleware),
             provided=self._resources,
+            random=self._random,
         )
         started = asyncio.Event()
         self._generation = Generation()

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 TURNS: Final = 2
 """Looks at the outside world, without a wait, before time may jump."""
+TICK: Final = 1e-9
+"""Seconds by which the clock moves at each look, so that no two timers are due at the same moment."""
 BREATH: Final = 0.01
 """Seconds of real time between two looks while something outside the loop may still wake it."""
 
@@ -49,6 +51,7 @@ class VirtualTime:
         self._asked = 0
         self._until: float | None = None
         self._deadline = float("inf")
+        self._now = 0.0
         self._jobs = 0
         self._threads = set(threading.enumerate())
         self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]
@@ -57,11 +60,11 @@ class VirtualTime:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Change the loop; on the way out the time that was skipped stays, so that old timers stay right."""
+        """Change the loop; on the way out its clock goes on from where it is, so that old timers stay right."""
         loop = self._loop
         selector, real_time, run_in_executor = loop._selector, loop.time, loop.run_in_executor
-        loop.skipped = 0.0
-        loop.time = lambda: real_time() + loop.skipped
+        loop.skipped, self._now = 0.0, real_time()
+        loop.time = self._time
         loop.run_in_executor = self._counted(run_in_executor)
         loop._selector = _SkippingSelector(selector, self._wait)
         try:
@@ -69,9 +72,24 @@ class VirtualTime:
         finally:
             loop._selector = selector
             loop.run_in_executor = run_in_executor
-            skipped = loop.skipped
+            ahead = self._now - real_time()
             del loop.skipped
-            loop.time = lambda: real_time() + skipped
+            loop.time = lambda: real_time() + ahead
+
+    def _time(self) -> float:
+        """Return the loop's clock: it moves by jumps and by real waits, not by what the machine takes to compute.
+
+        So the same test has the same order on a busy machine; and what was asked for first is due first.
+        """
+        self._now += TICK
+        return self._now
+
+    def _really(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
+        """Wait in real time."""
+        began = time.monotonic()
+        ready = select(timeout)
+        self._now += time.monotonic() - began
+        return ready
 
     @contextmanager
     def jumping(self, *, until: float | None = None, within: float = float("inf")) -> Iterator[None]:
@@ -124,19 +142,21 @@ class VirtualTime:
         if self._asked and time.monotonic() > self._deadline:
             self.stands()
             return select(0)
-        if not self._asked or (timeout is not None and timeout <= 0):
-            return select(timeout)
+        if timeout is not None and timeout <= 0:
+            return select(0)
+        if not self._asked:
+            return self._really(select, timeout)
         for _ in range(TURNS):
             if ready := select(0):
                 return ready
         if self._busy() and self._outside():
-            return select(BREATH if timeout is None else min(timeout, BREATH))
-        now = self._loop.time()
+            return self._really(select, BREATH if timeout is None else min(timeout, BREATH))
         if self._until is not None:
-            timeout = max(min(self._until - now, float("inf") if timeout is None else timeout), 0.0)
+            timeout = max(min(self._until - self._now, float("inf") if timeout is None else timeout), 0.0)
         if timeout is None:
             self.stands()
             return select(0)
+        self._now += timeout
         self._loop.skipped += timeout
         return []
 

@@ -102,7 +102,8 @@ class Feed:
         self._ordered = ordered
         self._channel: Channel | None = None
         self._probing = False
-        self._cancelled = False
+        self._cancelled = self._missing = False
+        self._abandoned: list[Channel] = []
         self._consumers = 0
         self._wake = asyncio.Event()
         self._consuming = asyncio.Lock()
@@ -110,23 +111,30 @@ class Feed:
     async def keep(self) -> None:
         """Consume, and consume again after whatever was lost; ends by being cancelled, and gives back the unsettled."""
         backoff = Backoff()
-        while True:
-            try:
-                await self._session(backoff)
-            except AccessRefused as error:
-                self._inbox.fail(error)
-                return
-            except ChannelClosed as error:
-                if error.code == 403:
-                    self._inbox.fail(AccessRefused(f"queue {self._queue!r}: {error.text}"))
+        try:
+            while True:
+                try:
+                    await self._session(backoff)
+                except AccessRefused as error:
+                    self._inbox.fail(error)
                     return
-                if error.code == 404:
-                    await self._ensure()
-            except ConnectionError:
-                pass  # the supervisor says so once
-            await asyncio.sleep(backoff())
+                except ChannelClosed as error:
+                    if error.code == 403:
+                        self._inbox.fail(AccessRefused(f"queue {self._queue!r}: {error.text}"))
+                        return
+                    self._missing = error.code == 404
+                except ConnectionError:
+                    pass  # the supervisor says so once
+                await asyncio.sleep(backoff())
+        finally:
+            for channel in self._abandoned:
+                await channel.aclose()
 
     async def _session(self, backoff: Backoff) -> None:
+        """Consume on one channel, until it ends or the broker cancels the consumer."""
+        if self._missing:
+            await self._ensure()
+            self._missing = False
         link = await self._supervisor.link()
         channel = await link.channel()
         try:
@@ -137,20 +145,30 @@ class Feed:
             self._channel = channel
             await self._apply()
             backoff.reset()
-            while channel.error is None:
+            while channel.error is None and not self._cancelled:
                 if not await self._news():
                     await self._probe(channel)
-                elif self._cancelled:
-                    self._cancelled = False
-                    await self._ensure()
-                    await self._apply(cancel=False)
-                elif channel.error is None:
+                elif channel.error is None and not self._cancelled:
                     await self._apply()
-            raise channel.error
+            if channel.error is not None:
+                raise channel.error
+            self._abandon(channel)
         finally:
             self._channel = None
             self._inbox.take_back(channel)
-            await channel.aclose()
+            if channel not in self._abandoned:
+                await channel.aclose()
+
+    def _abandon(self, channel: Channel) -> None:
+        """Leave a channel whose queue was deleted or moved, but open: what runs can still be settled on it.
+
+        The queue is consumed on another channel then: 3.10 crashes the connection over acks for a queue of the same
+        name that was declared again.
+        """
+        self._missing = True
+        channel.on_delivery, channel.on_end = lambda _: None, lambda: None
+        channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+        self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
 
     async def _news(self) -> bool:
         """Wait for something to do; return whether there is anything."""
@@ -178,14 +196,13 @@ class Feed:
         except ConnectionError:
             pass  # whatever is consumed next is consumed with the new limit
 
-    async def _apply(self, *, cancel: bool = True) -> None:
+    async def _apply(self) -> None:
         """Bring the consumer at the broker to what is wanted: cancel, give back what is too much, consume anew."""
         async with self._consuming:
             channel = self._channel
             if channel is None or channel.error is not None:
                 return
-            if cancel:
-                await channel.rpc(commands.Basic.Cancel(consumer_tag=str(self._consumers)))
+            await channel.rpc(commands.Basic.Cancel(consumer_tag=str(self._consumers)))
             if self._limit == 0:
                 channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
                 return

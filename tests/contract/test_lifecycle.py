@@ -1,0 +1,392 @@
+"""L: the life cycle of a worker, and what happens to its links."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import aio_pika
+import pytest
+
+from bus import AccessRefused, Service, Settings, discovery, immediate
+from bus.middleware.logging import logging
+from bus.worker import Worker
+from tests.broker.fixtures import Shared
+from tests.broker.node import Node
+from tests.broker.proxy import Proxy
+
+from .stage import Log, Placed, Shipped, Stage, staged
+
+
+async def test_l1_a_stop_finishes_what_runs_and_starts_nothing_new(stage: Stage) -> None:
+    begun: Log[int] = Log()
+    ended: Log[int] = Log()
+    service = Service("slow", concurrency=4)
+
+    @service.on(Placed)
+    async def slow(placed: Placed) -> None:
+        begun.append(placed.number)
+        await asyncio.sleep(0.2)
+        ended.append(placed.number)
+
+    async with stage.hosting(service) as hosted:
+        await stage.bus.publish(*(Placed(number=number) for number in range(20)))
+        await begun.reaches(4)
+        await hosted.stop()
+    at_stop = list(begun)
+    assert sorted(ended) == sorted(at_stop)
+    async with stage.hosting(service):
+        await ended.reaches(20)
+        await asyncio.sleep(0.05)
+    assert sorted(begun) == sorted(ended) == list(range(20))
+
+
+async def test_l1_what_outlasts_the_grace_is_released_and_comes_again(stage: Stage) -> None:
+    log: Log[str] = Log()
+    service = Service("slow")
+
+    @service.on(Placed)
+    async def slow(placed: Placed) -> None:
+        log.append("begins")
+        if len(log) == 1:
+            await asyncio.sleep(60)
+        log.append("ends")
+
+    async with stage.hosting(service, grace=0.2) as hosted:
+        await stage.bus.publish(Placed())
+        await log.reaches(1)
+        await hosted.stop()
+    async with stage.hosting(service):
+        await log.reaches(3)
+    assert log == ["begins", "begins", "ends"]
+
+
+async def test_l1_nothing_that_finished_runs_again_after_a_stop(stage: Stage) -> None:
+    log: Log[int] = Log()
+    service = Service("quick", concurrency=32)
+
+    @service.on(Placed)
+    async def quick(placed: Placed) -> None:
+        log.append(placed.number)
+
+    await stage.declare(service)
+    await stage.bus.publish(*(Placed(number=number) for number in range(600)))
+    for part in (100, 300, 600):
+        async with stage.hosting(service) as hosted:
+            await log.reaches(part)
+            await hosted.stop()
+    assert sorted(log) == list(range(600))
+
+
+async def test_l2_after_a_lost_connection_the_running_handler_finishes_once_and_is_not_run_again(
+    proxy: Proxy, vhost_name: str
+) -> None:
+    begun: Log[int] = Log()
+    ended: Log[int] = Log()
+    results: Log[int] = Log()
+    go = asyncio.Event()
+    service = Service("steady", concurrency=8)
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> Shipped:
+        begun.append(placed.number)
+        await go.wait()
+        ended.append(placed.number)
+        return Shipped(number=placed.number)
+
+    @service.on(Shipped)
+    async def collect(shipped: Shipped) -> None:
+        results.append(shipped.number)
+
+    async with staged("rabbitmq", proxy.url(vhost_name)) as stage, stage.hosting(service):
+        for number in range(4):
+            await stage.bus.publish(Placed(number=number))
+        await begun.reaches(4)
+        proxy.drop()
+        await asyncio.sleep(0.5)  # long enough that the broker hands them out again
+        go.set()
+        await results.reaches(4)
+        await stage.bus.publish(Placed(number=9))
+        await results.reaches(5)
+    assert sorted(begun) == sorted(ended) == sorted(results) == [0, 1, 2, 3, 9]
+
+
+async def test_l2_still_running_and_new_deliveries_never_exceed_the_concurrency(proxy: Proxy, vhost_name: str) -> None:
+    running, most = 0, 0
+    done: Log[int] = Log()
+    service = Service("steady", concurrency=3)
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
+        done.append(placed.number)
+
+    async with staged("rabbitmq", proxy.url(vhost_name), publish_timeout=20) as stage, stage.hosting(service):
+        await stage.bus.publish(*(Placed(number=number) for number in range(30)))
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            proxy.drop()
+        await done.holds(lambda log: set(log) == set(range(30)), "all")
+    assert most <= 3
+
+
+async def test_l2_a_restarted_broker_is_consumed_from_again(own_broker: Node) -> None:
+    log: Log[int] = Log()
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage, stage.hosting(service):
+        await stage.bus.publish(Placed(number=1))
+        await asyncio.sleep(1.2)
+        await asyncio.to_thread(own_broker.stop)
+        await asyncio.to_thread(own_broker.start)
+        await stage.bus.publish(Placed(number=2))
+        await log.holds(lambda seen: set(seen) == {1, 2}, "both")
+
+
+async def test_l2_a_deleted_queue_is_declared_and_consumed_again(rabbitmq: Stage) -> None:
+    log: Log[int] = Log()
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    async with (
+        rabbitmq.hosting(service),
+        await aio_pika.connect(rabbitmq.settings.url) as connection,
+        connection.channel() as channel,
+    ):
+        await rabbitmq.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        await channel.queue_delete("steady.work")
+        async with asyncio.timeout(20):
+            number = 2
+            while 2 not in {min(2, n) for n in log}:
+                await rabbitmq.bus.publish(Placed(number=number))
+                number += 1
+                await asyncio.sleep(0.1)
+
+
+async def test_l2_a_handler_whose_queue_is_deleted_still_publishes_what_it_returns(rabbitmq: Stage) -> None:
+    begun: Log[int] = Log()
+    results: Log[int] = Log()
+    go = asyncio.Event()
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> Shipped:
+        begun.append(placed.number)
+        await go.wait()
+        return Shipped(number=placed.number)
+
+    @service.on(Shipped)
+    async def collect(shipped: Shipped) -> None:
+        results.append(shipped.number)
+
+    async with (
+        rabbitmq.hosting(service),
+        await aio_pika.connect(rabbitmq.settings.url) as connection,
+        connection.channel() as channel,
+    ):
+        await rabbitmq.bus.publish(Placed(number=1))
+        await begun.reaches(1)
+        await asyncio.sleep(0.2)  # 3.10 crashes the connection where a queue goes in the moment it is consumed
+        await channel.queue_delete("steady.work")
+        await asyncio.sleep(0.2)
+        go.set()
+        await results.reaches(1)
+
+
+async def test_l3_a_queue_with_other_arguments_stops_its_own_handler_only_and_says_why(
+    rabbitmq: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: Log[int] = Log()
+    service = Service("mixed")
+
+    @service.on(Placed)
+    async def changed(placed: Placed) -> None:
+        raise AssertionError("it must not run")
+
+    @service.on(Placed, name="fine")
+    async def fine(placed: Placed) -> None:
+        log.append(placed.number)
+
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        await channel.declare_queue("mixed.changed", durable=True, arguments={"x-queue-type": "classic"})
+    async with rabbitmq.hosting(service):
+        await rabbitmq.bus.publish(Placed(number=1))
+        await log.reaches(1)
+    (record,) = [record for record in caplog.records if "handler stopped" in record.getMessage()]
+    assert "mixed.changed" in record.getMessage()
+    assert "x-queue-type" in record.getMessage() or "x-dead-letter" in record.getMessage()
+    assert "go back to the version" in record.getMessage()
+
+
+async def test_l3_declaring_twice_changes_nothing(stage: Stage) -> None:
+    service = Service("same")
+
+    @service.on(Placed, retry=immediate(2))
+    async def work(placed: Placed) -> None: ...
+
+    await stage.declare(service)
+    await stage.bus.publish(Placed(), required=True)
+    await stage.declare(service)
+    await stage.bus.publish(Placed(), required=True)
+
+
+async def test_l3_a_user_that_may_not_configure_works_on_what_was_declared_before(
+    rabbitmq: Stage, broker: Shared, vhost_name: str
+) -> None:
+    log: Log[int] = Log()
+    service = Service("poor")
+
+    @service.on(Placed, retry=immediate(2))
+    async def work(placed: Placed) -> Shipped:
+        log.append(placed.number)
+        if len(log) == 1:
+            raise ValueError
+        return Shipped()
+
+    await rabbitmq.declare(service)
+    user = f"poor-{vhost_name}"
+    await asyncio.to_thread(broker.node.ctl, "add_user", user, "secret")
+    await asyncio.to_thread(broker.node.ctl, "set_permissions", "-p", vhost_name, user, "^$", ".*", ".*")
+    url = rabbitmq.settings.url.replace("guest:guest", f"{user}:secret")
+    async with staged("rabbitmq", url) as stage, stage.hosting(service):
+        await stage.bus.publish(Placed(number=5))
+        await log.reaches(2)
+    assert log == [5, 5]
+
+
+async def test_l3_a_user_that_may_not_read_is_told_so(
+    rabbitmq: Stage, broker: Shared, vhost_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("blind")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None: ...
+
+    await rabbitmq.declare(service)
+    user = f"blind-{vhost_name}"
+    await asyncio.to_thread(broker.node.ctl, "add_user", user, "secret")
+    await asyncio.to_thread(broker.node.ctl, "set_permissions", "-p", vhost_name, user, "^$", ".*", "^$")
+    url = rabbitmq.settings.url.replace("guest:guest", f"{user}:secret")
+    async with staged("rabbitmq", url) as stage, stage.hosting(service) as hosted:
+        async with asyncio.timeout(10):
+            await asyncio.wait([hosted.task])
+    assert any("access to queue 'blind.work'" in record.getMessage() for record in caplog.records)
+
+
+class Pool:
+    def __init__(self, log: Log[str]) -> None:
+        self.log = log
+
+
+async def test_l5_resources_open_before_the_first_delivery_and_close_after_the_last(stage: Stage) -> None:
+    log: Log[str] = Log()
+    service = Service("resourceful")
+
+    @service.resource
+    async def pool() -> AsyncIterator[Pool]:
+        await asyncio.sleep(0.05)
+        log.append("open")
+        yield Pool(log)
+        log.append("close")
+
+    @service.on(Placed)
+    async def work(placed: Placed, pool: Pool) -> None:
+        pool.log.append("begins")
+        await asyncio.sleep(0.1)
+        pool.log.append("ends")
+
+    await stage.declare(service)
+    await stage.bus.publish(Placed())
+    async with stage.hosting(service) as hosted:
+        await log.reaches(2)
+        await hosted.stop()
+    assert log == ["open", "begins", "ends", "close"]
+
+
+async def test_l5_a_worker_can_be_stopped_twice_and_started_again(stage: Stage) -> None:
+    log: Log[int] = Log()
+    service = Service("again")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    for number in range(3):
+        async with stage.hosting(service) as hosted:
+            await stage.bus.publish(Placed(number=number))
+            await log.reaches(number + 1)
+            await hosted.stop()
+            await hosted.stop()
+    assert log == [0, 1, 2]
+
+
+async def test_l5_a_worker_can_be_stopped_while_it_waits_for_its_broker(proxy: Proxy, vhost_name: str) -> None:
+    proxy.refuse(True)
+    service = Service("early")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None: ...
+
+    async with staged("rabbitmq", proxy.url(vhost_name)) as stage:
+        stop = asyncio.Event()
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            worker = Worker(
+                stage.transport,
+                [service],
+                app="contract",
+                events=discovery.named([service]),
+                settings=replace(Settings(), grace=1),
+                log=logging(),
+            )
+            tasks.create_task(worker.run(stop))
+            await asyncio.sleep(0.2)
+            stop.set()
+
+
+async def test_l2_a_link_that_only_half_works_is_found(proxy: Proxy, vhost_name: str) -> None:
+    log: Log[int] = Log()
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    async with (
+        staged("rabbitmq", f"{proxy.url(vhost_name)}?heartbeat=1", publish_timeout=20) as stage,
+        stage.hosting(service),
+    ):
+        await stage.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        proxy.blackhole(up=False, down=True)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(stage.bus.publish(Placed(number=2)))
+            await asyncio.sleep(3.5)
+            proxy.blackhole(up=False, down=False)
+        await log.holds(lambda seen: set(seen) == {1, 2}, "the second")
+
+
+async def test_access_is_refused_with_one_line(broker: Shared) -> None:
+    service = Service("wrong")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None: ...
+
+    url = broker.node.url().replace("guest:guest", "guest:wrong")
+    async with staged("rabbitmq", url) as stage:
+        with pytest.raises(ExceptionGroup) as raised:
+            async with stage.hosting(service):
+                pass
+    assert raised.group_contains(AccessRefused, match="ACCESS_REFUSED")
