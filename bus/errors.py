@@ -77,7 +77,7 @@ class PublishError(TidegateError):
     def __init__(self, why: str, fates: Mapping[str, Fate]) -> None:
         told = ", ".join(f"{id} {fate.value}" for id, fate in list(fates.items())[:5])
         more = f" and {len(fates) - 5} more" if len(fates) > 5 else ""
-        super().__init__(f"{why} ({told}{more})")
+        super().__init__(f"{why} ({told}{more})" if fates else why)
         self.fates = dict(fates)
 
 

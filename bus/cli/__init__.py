@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any
+from typing import Any, Final
 
 import typer
 
 from ..app import App
+from ..errors import ConfigurationError
 from . import dead, publish, run, services
+from .binding import bound
 from .errors import explained
+
+
+OWN: Final[dict[str, Callable[..., Any]]] = {
+    "run": run.run,
+    "publish": publish.publish,
+    "services": services.services,
+}
+GROUPS: Final = {"dead": dead.command_line}
 
 
 def main(app: App) -> None:
     """Run the app's command line with this process's arguments, and exit with its code."""
-    sys.exit(explained(command_line(app)))
+
+    def work() -> None:
+        command_line(app)()
+
+    sys.exit(explained(work))
 
 
 def command_line(app: App) -> typer.Typer:
-    """Return the command line of an app: Tidegate's commands, and the app's own."""
+    """Return the command line of an app: Tidegate's commands, and the app's own.
+
+    Raises ConfigurationError where two commands have one name.
+    """
     line = typer.Typer(
         name=app.name,
         help=f"The {app.name} app. Without a command it is the worker of all services.",
@@ -30,39 +44,29 @@ def command_line(app: App) -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
+    worker = bound(run.run, app)
 
     @line.callback()
-    def worker(context: typer.Context) -> None:
+    def without_command(context: typer.Context) -> None:
         if context.invoked_subcommand is None:
-            run.run(app)
+            worker(service=None)
 
-    line.command("run")(_bound(run.run, app))
-    line.command("publish")(_bound(publish.publish, app))
-    line.command("services")(_bound(services.services, app))
-    line.add_typer(dead.command_line(app), name="dead")
-    for command in app.commands:
-        line.command(command.__name__.replace("_", "-"))(_bound(command, app))
+    for name, command in OWN.items():
+        line.command(name)(bound(command, app))
+    for name, group in GROUPS.items():
+        line.add_typer(group(app), name=name)
+    for name, command in _added(app).items():
+        line.command(name)(bound(command, app))
     return line
 
 
-def _bound(command: Callable[..., Any], app: App) -> Callable[..., None]:
-    """Return the command without its `app` parameter; a coroutine is run, a number returned is the exit code."""
-    signature = inspect.signature(command)
-    takes_app = "app" in signature.parameters
-    call = partial(command, app) if takes_app else command
-
-    @wraps(command)
-    def bound(*arguments: Any, **options: Any) -> None:
-        code = call(*arguments, **options)
-        if inspect.iscoroutine(code):
-            code = asyncio.run(code)
-        if isinstance(code, int) and code:
-            raise typer.Exit(code)
-
-    kept = [parameter for name, parameter in signature.parameters.items() if name != "app"]
-    hints = inspect.get_annotations(command, eval_str=True)
-    bound.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in kept]
-    )
-    bound.__annotations__ = {parameter.name: hints.get(parameter.name, Any) for parameter in kept}
-    return bound
+def _added(app: App) -> dict[str, Callable[..., Any]]:
+    added: dict[str, Callable[..., Any]] = {}
+    for command in app.commands:
+        name = command.__name__.replace("_", "-")
+        if name in added or name in OWN or name in GROUPS:
+            raise ConfigurationError(
+                f"App(commands=…): there are two commands {name!r}; give the function another name"
+            )
+        added[name] = command
+    return added

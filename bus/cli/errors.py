@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-import click
+import typer
 
 from ..errors import (
     AccessRefused,
@@ -25,50 +24,51 @@ MISTAKE: Final = 2
 UNAVAILABLE: Final = 3
 INTERRUPTED: Final = 130
 
-MISTAKES: Final = (ConfigurationError, AccessRefused, Undecodable, MessageTooLarge)
 
+def explained(work: Callable[[], object]) -> int:
+    """Do the work and return the exit code: what it returns if that is a number, else 0.
 
-def explained(line: Callable[..., Any]) -> int:
-    """Run a command line and return its exit code; what a user can cause is told in lines on stderr."""
+    What a user can cause is told in lines on standard error; anything else is raised, as a bug is.
+    """
     try:
-        code = line(standalone_mode=False)
-    except click.exceptions.Exit as asked:
-        return asked.exit_code
-    except click.exceptions.Abort:
-        return _told("interrupted", INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        code = work()
+        # here, so that a reader that has gone is noticed while somebody can still keep quiet about it
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        return _told("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # who read the output has gone: nothing is wrong, and nothing can be said any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except BaseExceptionGroup as group:
-        return _explain(_first(group))
+        tell("interrupted")
+        return INTERRUPTED
     except Exception as error:
-        return _explain(error)
-    return code if isinstance(code, int) else 0
+        leaves = _leaves(error)
+        codes = [code for leaf in leaves if (code := code_of(leaf)) is not None]
+        if len(codes) < len(leaves):
+            raise
+        for text in dict.fromkeys(map(str, leaves)):
+            tell(text)
+        return codes[0]
+    return code if isinstance(code, int) and not isinstance(code, bool) else 0
 
 
-def _explain(error: BaseException) -> int:
-    if isinstance(error, MISTAKES):
-        return _told(str(error), MISTAKE)
-    if isinstance(error, BusUnavailable):
-        return _told(str(error), UNAVAILABLE)
-    if isinstance(error, PublishError) or type(error) is LookupError:
-        return _told(str(error), FAILED)
-    raise error
+def code_of(error: BaseException) -> int | None:
+    """Return the exit code of an error that a user can cause; None for a bug."""
+    match error:
+        case ConfigurationError() | AccessRefused() | Undecodable() | MessageTooLarge():
+            return MISTAKE
+        case BusUnavailable():
+            return UNAVAILABLE
+        case PublishError():
+            return FAILED
+        case LookupError() if type(error) is LookupError:
+            return FAILED
+    return None
 
 
-def _told(text: str, code: int) -> int:
+def tell(text: str) -> None:
+    """Write lines to standard error, with control characters escaped."""
     for line in text.splitlines():
-        sys.stderr.write(f"{escape(line)}\n")
-    return code
+        typer.echo(escape(line), err=True)
 
 
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

@@ -5,53 +5,66 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Final
 
 import orjson
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ..logs import escape
+from ..message import Message
 from ..outcome import Letter
+from .choice import name
+from .screen import block, show, text
 
 
-MOST_ROWS = 200
+if TYPE_CHECKING:
+    from rich.table import Table
 
-
-def name(letter: Letter) -> str:
-    """Return the name of a letter that is unique among all services."""
-    return f"{letter.service}/{letter.id}"
+MOST_ROWS: Final = 200
+FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+SHOWN_APART: Final = {"body", "headers", "problems"}
 
 
 def place(letter: Letter) -> str:
-    """Return where it failed: the innermost file and line of its traceback, or else the handler."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', letter.failure.traceback)
-    return f"{frames[-1][0].rpartition('/')[2]}:{frames[-1][1]} in {frames[-1][2]}" if frames else letter.handler
+    """Return where it failed: the innermost file and line of its traceback; "" where it never ran."""
+    frames = FRAME.findall(letter.failure.traceback)
+    return f"{frames[-1][0].rpartition('/')[2]}:{frames[-1][1]} in {frames[-1][2]}" if frames else ""
 
 
 def show_list(letters: Sequence[Letter]) -> None:
     """Print the groups, then the letters."""
-    console = Console()
     if not letters:
-        console.print("There are no open dead letters.")
+        show(text("There are no open dead letters that match."))
         return
-    groups = Counter((f"{x.service}.{x.handler}", x.failure.reason, x.failure.error_type, place(x)) for x in letters)
-    table = Table(title=f"{len(letters)} dead letters, by exception and place")
-    for column in ("count", "handler", "reason", "exception", "place"):
-        table.add_column(column, overflow="fold")
-    for group, count in groups.most_common():
-        table.add_row(str(count), *(Text(escape(part)) for part in group))
-    console.print(table)
-    table = Table(title="letters" if len(letters) <= MOST_ROWS else f"the first {MOST_ROWS} letters; --json has all")
-    for column in ("letter", "type", "attempts", "last failed", "error"):
-        table.add_column(column, overflow="fold", no_wrap=column == "letter")
-    for letter in letters[:MOST_ROWS]:
+    title = "The letters" if len(letters) <= MOST_ROWS else f"The oldest {MOST_ROWS} letters; --json has all"
+    show(
+        text(f"{len(letters)} dead letters, by exception and place", "bold"),
+        _groups(letters),
+        text(title, "bold"),
+        _rows(letters[:MOST_ROWS]),
+    )
+
+
+def _groups(letters: Sequence[Letter]) -> Table:
+    from rich.table import Table
+
+    counts = Counter((f"{x.service}.{x.handler}", x.failure.reason, x.failure.error_type, place(x)) for x in letters)
+    table = Table("count", "handler", "reason", "exception", "place")
+    for group, count in counts.most_common():
+        table.add_row(str(count), *map(text, group))
+    return table
+
+
+def _rows(letters: Sequence[Letter]) -> Table:
+    from rich.table import Column, Table
+
+    table = Table(Column("letter", no_wrap=True), "handler", "type", "attempts", "last failed (UTC)", "error")
+    for letter in letters:
         failure = letter.failure
         again = f" (failed again × {letter.failed_again})" if letter.failed_again else ""
-        error = escape(f"{failure.error_type}: {failure.error}"[:200] + again)
         at = f"{failure.last_failed_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(name(letter), Text(escape(letter.message.type)), str(failure.attempts), at, Text(error))
-    console.print(table)
+        error = f"{failure.error_type}: {failure.error}"[:200] + again
+        table.add_row(*map(text, (name(letter), letter.handler, letter.message.type, failure.attempts, at, error)))
+    return table
 
 
 def show_one(letter: Letter) -> None:
@@ -61,30 +74,27 @@ def show_one(letter: Letter) -> None:
         "letter": name(letter),
         "handler": f"{letter.service}.{letter.handler}",
         "reason": failure.reason,
+        "error": f"{failure.error_type}: {failure.error}",
+        "place": place(letter),
         "attempts": failure.attempts,
         "failed again": letter.failed_again,
-        "first failed": failure.first_failed_at.isoformat(),
-        "last failed": failure.last_failed_at.isoformat(),
+        "first failed at": failure.first_failed_at,
+        "last failed at": failure.last_failed_at,
         "worker": failure.worker,
-        "type": message.type,
-        "version": message.version,
-        "id": message.id,
-        "source": message.source,
-        "time": message.time.isoformat(),
-        "correlation id": message.correlation_id,
-        "causation id": message.causation_id,
+        **_attributes(message),
         **{f"header {key}": value for key, value in message.headers.items()},
-        **({"problems": "; ".join(message.problems)} if message.problems else {}),
-        "error": f"{failure.error_type}: {failure.error}",
+        **{f"problem {number}": problem for number, problem in enumerate(message.problems, 1)},
     }
-    console = Console(soft_wrap=True, highlight=False)
-    for key, value in told.items():
-        console.print(Text.assemble((f"{escape(key):16} ", "bold"), escape(str(value))))
-    console.print(Text("body", style="bold"))
-    console.print(Text(_lines(_body(message.body))))
+    parts = [text(f"{key:22} ", "bold") + text(value) for key, value in told.items()]
+    parts += [text(f"body ({len(message.body)} bytes)", "bold"), block(_body(message.body))]
     if failure.traceback:
-        console.print(Text("traceback", style="bold"))
-        console.print(Text(_lines(failure.traceback)))
+        parts += [text("traceback", "bold"), block(failure.traceback)]
+    show(*parts, wrap=False)
+
+
+def _attributes(message: Message) -> dict[str, object]:
+    values = {field.name: getattr(message, field.name) for field in fields(message) if field.name not in SHOWN_APART}
+    return {f"message {key.replace('_', ' ')}": value for key, value in values.items() if value not in (None, False)}
 
 
 def _body(body: bytes) -> str:
@@ -92,7 +102,3 @@ def _body(body: bytes) -> str:
         return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:
         return body.decode(errors="backslashreplace")
-
-
-def _lines(text: str) -> str:
-    return "\n".join(escape(line) for line in text.splitlines())

@@ -7,20 +7,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from collections.abc import Coroutine
+from dataclasses import replace
+from types import FrameType
+from typing import Annotated, Any, Final
 
 import typer
 
-from .. import logs
+from .. import client, clock, logs
 from .. import settings as environment
 from ..app import App
+from .errors import INTERRUPTED
 
 
-MEMORY = (
+MEMORY: Final = (
     "BUS_URL is not set, so this worker runs on the memory bus: nobody else can publish to it, and everything is gone "
     "when it ends. Set BUS_URL=amqp://… for a real one."
 )
+LINGER: Final = 1.0
+"""Seconds that threads have to end after everything is settled and flushed."""
 
 
 def run(
@@ -36,29 +41,42 @@ def run(
     hosted = app.chosen(*(service or ()))
     if not settings.url:
         log.warning("memory bus", told=MEMORY)
-    names = [each.name for each in hosted]
+        settings = replace(settings, url="memory://")
 
     async def work() -> None:
         stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, _stopping(stop, log))
-        log.info("worker started", services=names)
-        await app.run(*names, stop=stop, settings=settings)
+        _stop_on_signals(stop, log)
+        names = [each.name for each in hosted]
+        log.info("worker starting", services=names)
+        async with client.transport(settings) as transport:
+            worker = app.worker(transport, hosted, settings)
+            await worker.run(stop, lambda: log.info("worker started", services=names))
         log.info("worker stopped")
+        sys.stdout.flush()
+        _leave_soon()
 
     _on_fast_loop(work())
-    _leave()
 
 
-def _stopping(stop: asyncio.Event, log: Any) -> Callable[[], None]:
-    def signalled() -> None:
-        if stop.is_set():
-            log.warning("stopped at once", told="a second signal came")
-            _flush_and_exit(130)
-        log.info("worker stopping")
+def _stop_on_signals(stop: asyncio.Event, log: Any) -> None:
+    """Set `stop` at the first signal and leave at the second, also while a handler blocks the loop."""
+    loop = asyncio.get_running_loop()
+    signals = 0
+
+    def begin() -> None:
+        log.info("worker stopping", told="what runs may finish; a second signal stops at once")
         stop.set()
 
-    return signalled
+    def signalled(_: int, __: FrameType | None) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1 or loop.is_closed():
+            os._exit(INTERRUPTED)
+        loop.call_soon_threadsafe(begin)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # not the loop's own way, which would wait for the handler that blocks it
+        signal.signal(number, signalled)
 
 
 def _on_fast_loop(work: Coroutine[Any, Any, None]) -> None:
@@ -72,13 +90,16 @@ def _on_fast_loop(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def _leave() -> None:
-    """End the process even where a plain function still runs in its thread: its message was released."""
-    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-        _flush_and_exit(0)
+def _leave_soon() -> None:
+    """Let the process end by itself, but not wait for a thread in which a plain function hangs: it was released."""
 
+    def leave() -> None:
+        until = clock.monotonic() + LINGER
+        lingering = [thread for thread in threading.enumerate() if not thread.daemon]
+        lingering.remove(threading.main_thread())
+        for thread in lingering:
+            thread.join(max(until - clock.monotonic(), 0))
+        if any(thread.is_alive() for thread in lingering):
+            os._exit(0)
 
-def _flush_and_exit(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    threading.Thread(target=leave, name="leave", daemon=True).start()

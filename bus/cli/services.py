@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
 
+from .. import worker
 from ..app import App
+from ..service import Service
 from ..topic import matches_any
-from ..worker import prefetch
+from . import screen
 
 
 def services(
@@ -19,42 +20,48 @@ def services(
     """List services, handlers, patterns, policies and limits, and which events nobody handles."""
     rows = [row for service in app.services for row in _rows(app, service)]
     patterns = {pattern for row in rows for pattern in row["patterns"]}
-    unhandled = sorted(
-        kind for cls in app.events if (kind := str(cls.__schema__.type)) and not matches_any(patterns, kind)
-    )
+    types = sorted(str(cls.__schema__.type) for cls in app.events)
+    unhandled = [kind for kind in types if not matches_any(patterns, kind)]
     if as_json:
-        sys.stdout.write(json.dumps({"handlers": rows, "unhandled": unhandled}, indent=2) + "\n")
+        typer.echo(json.dumps({"handlers": rows, "unhandled": unhandled}, indent=2))
     else:
-        _print(app, rows, unhandled)
+        _show(app, rows, unhandled)
 
 
-def _rows(app: App, service: Any) -> list[dict[str, Any]]:
+def _rows(app: App, service: Service) -> list[dict[str, Any]]:
     return [
         {
             "service": service.name,
             "handler": handler.name,
             "patterns": list(handler.subscription(app.events).patterns),
             "queues": list(handler.queues),
-            "retry": str(handler.retry),
+            "retry": " ".join(str(handler.retry).split()),
             "timeout": handler.timeout,
             "concurrency": handler.concurrency or service.concurrency,
-            "prefetch": prefetch(service, handler),
+            "prefetch": worker.prefetch(service, handler),
         }
         for handler in service.handlers
     ]
 
 
-def _print(app: App, rows: list[dict[str, Any]], unhandled: list[str]) -> None:
-    from rich.console import Console
+def _show(app: App, rows: list[dict[str, Any]], unhandled: list[str]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{app.name}: {len(app.services)} services, {len(rows)} handlers")
-    for column in ("handler", "subscribes to", "retry", "limits"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        sources = [*row["patterns"], *(f"queue {name}" for name in row["queues"])]
-        limits = f"{row['timeout']:g} s, {row['concurrency']} at once,\n{row['prefetch']} unsettled"
-        table.add_row(f"{row['service']}.{row['handler']}", "\n".join(sources), row["retry"], limits)
-    console = Console()
-    console.print(table)
-    console.print(f"Nobody handles: {', '.join(unhandled)}" if unhandled else "Every event has a handler.")
+    table = Table("handler", "subscribes to", "retry", "timeout", "at once", "prefetch")
+    for service in app.services:
+        table.add_row(screen.text(service.name, "bold"), *[""] * 3, str(service.concurrency), "")
+        own = [row for row in rows if row["service"] == service.name]
+        for row in own:
+            sources = [*row["patterns"], *(f"queue {name}" for name in row["queues"])]
+            retry = row["retry"].replace(" attempts, ", " attempts\n")
+            cells = (row["handler"], sources, retry, f"{row['timeout']:g} s", row["concurrency"], row["prefetch"])
+            table.add_row(*(screen.block(_lines(cell)) for cell in cells), end_section=row is own[-1])
+    screen.show(
+        screen.text(f"{app.name}: {len(app.services)} services, {len(rows)} handlers", "bold"),
+        table,
+        screen.text(f"Nobody handles: {', '.join(unhandled)}" if unhandled else "Every event has a handler."),
+    )
+
+
+def _lines(cell: object) -> str:
+    return "\n".join(cell) if isinstance(cell, list) else str(cell)

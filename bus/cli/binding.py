@@ -1,0 +1,46 @@
+"""From a plain function to a command: it is given the app, awaited if need be, and its mistakes are explained."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import typer
+
+from ..app import App
+from ..errors import ConfigurationError
+from .errors import explained
+
+
+def bound(command: Callable[..., Any], app: App) -> Callable[..., None]:
+    """Return the command as Typer takes it, without its first parameter if that is called `app`.
+
+    A coroutine is run; a whole number that is returned is the exit code. Raises ConfigurationError where an annotation
+    cannot be read.
+    """
+    try:
+        signature = inspect.signature(command, eval_str=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"command {command.__name__}: {error}; its annotations are read when the program runs, so import their "
+            "names at the top of the module, not under `if TYPE_CHECKING`"
+        ) from error
+    parameters = list(signature.parameters.values())
+    takes_app = bool(parameters) and parameters[0].name == "app"
+    kept = parameters[takes_app:]
+    given = (app,) if takes_app else ()
+
+    def work(options: dict[str, Any]) -> object:
+        returned = command(*given, **options)
+        return asyncio.run(returned) if inspect.iscoroutine(returned) else returned
+
+    @wraps(command)
+    def call(**options: Any) -> None:
+        raise typer.Exit(explained(lambda: work(options)))
+
+    call.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
+    return call
