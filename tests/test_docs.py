@@ -53,7 +53,7 @@ def test_the_commands_of_a_page_work_on_rabbitmq(page: Path, vhost: str, tmp_pat
 def bounded(line: str) -> str:
     """Return the command so that it comes to an end: a worker is stopped, and make only says what it would do."""
     if re.fullmatch(r"python app\.py( run.*)?", line):
-        return f"timeout --preserve-status --signal=TERM 3 {line}"
+        return f"timeout --foreground --preserve-status --signal=TERM 3 {line}"
     # they run these tests, or the demo, which has tests of its own
     return line.replace("make ", "make -n ", 1) if line.startswith("make ") else line
 
