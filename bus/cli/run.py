@@ -47,8 +47,8 @@ def run(
         stop = asyncio.Event()
         _stop_on_signals(stop, log)
         names = [each.name for each in hosted]
-        log.info("worker starting", services=names)
         async with client.transport(settings) as transport:
+            log.info("worker starting", services=names)
             worker = app.worker(transport, hosted, settings)
             await worker.run(stop, lambda: log.info("worker started", services=names))
         log.info("worker stopped")

@@ -1,0 +1,136 @@
+"""Commands of the app's own, and what a user's mistake looks like in any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pytest
+import typer
+
+from bus import (
+    AccessRefused,
+    App,
+    BusUnavailable,
+    ConfigurationError,
+    Fate,
+    MessageTooLarge,
+    PublishRefused,
+    TopologyMismatch,
+    Undecodable,
+    Unroutable,
+)
+from bus.cli import command_line
+
+from .conftest import HERE, Run
+
+
+def stall(*commands: Callable[..., Any]) -> App:
+    return App("stall", events=f"{HERE}.events", services=f"{HERE}.services", commands=commands)
+
+
+def test_a_command_is_a_function_that_is_given_the_app(run: Run) -> None:
+    def lay_table(app: App, guests: int, cloth: Annotated[str, typer.Option(help="Its colour.")] = "white") -> None:
+        """Lay the table."""
+        typer.echo(f"{app.name}: {guests} guests, {cloth}")
+
+    assert run("lay-table", "4", "--cloth", "red", of=stall(lay_table)).stdout == "stall: 4 guests, red\n"
+    helped = run("lay-table", "--help", of=stall(lay_table)).stdout
+    assert "Lay the table." in helped
+    assert "--app" not in helped
+    assert "lay-table" in run("--help", of=stall(lay_table)).stdout
+
+
+def test_only_the_first_parameter_is_the_app(run: Run) -> None:
+    def advertise(text: str, app: str = "all") -> None:
+        typer.echo(f"{text} in {app}")
+
+    assert run("advertise", "soup", "--app", "paper", of=stall(advertise)).stdout == "soup in paper\n"
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (7, 7), (True, 0), ("text", 0)])
+def test_a_whole_number_that_is_returned_is_the_exit_code(run: Run, returned: object, code: int) -> None:
+    def plain() -> object:
+        return returned
+
+    async def asynchronous(app: App) -> object:
+        return returned
+
+    assert run("plain", of=stall(plain, asynchronous)).exit_code == code
+    assert run("asynchronous", of=stall(plain, asynchronous)).exit_code == code
+
+
+def test_two_commands_of_one_name_are_an_error() -> None:
+    def publish() -> None: ...
+
+    def same() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="two commands 'publish'"):
+        command_line(stall(publish))
+    with pytest.raises(ConfigurationError, match="two commands 'same'"):
+        command_line(stall(same, same))
+
+
+def test_an_annotation_that_cannot_be_read_is_an_error() -> None:
+    def hidden(path: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(ConfigurationError, match=r"command hidden: name 'Nowhere'.*not under `if TYPE_CHECKING`"):
+        command_line(stall(hidden))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ConfigurationError("BUS_GRACE: wrong", "BUS_URL: wrong too"), 2, "BUS_GRACE: wrong\nBUS_URL: wrong too\n"),
+        (TopologyMismatch("x-queue-type"), 2, "x-queue-type\n"),
+        (AccessRefused("login of guest"), 2, "login of guest\n"),
+        (Undecodable("no dish", ["dish: required"]), 2, "no dish\n  dish: required\n"),
+        (MessageTooLarge("stall.ordered", 9, 8), 2, None),
+        (Unroutable("nobody", {"1": Fate.UNROUTABLE}), 1, "nobody (1 unroutable)\n"),
+        (PublishRefused("full", {}), 1, "full\n"),
+        (BusUnavailable("nobody answers", {}), 3, "nobody answers\n"),
+        (LookupError("no letter"), 1, "no letter\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (typer.Exit(5), 5, ""),
+        (typer.BadParameter("not that one"), 2, None),
+        (ConfigurationError("a \x1b[2J name"), 2, "a \\x1b[2J name\n"),
+    ],
+    ids=repr,
+)
+def test_what_a_user_can_cause_is_told_without_a_traceback(
+    run: Run, error: BaseException, code: int, told: str | None
+) -> None:
+    def fail() -> None:
+        raise error
+
+    done = run("fail", of=stall(fail))
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert told in (None, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_group_of_mistakes_is_told_one_by_one(run: Run) -> None:
+    inner = ExceptionGroup("inner", [AccessRefused("a"), ConfigurationError("b")])
+
+    async def fail() -> None:
+        raise ExceptionGroup("outer", [inner, AccessRefused("a")])
+
+    done = run("fail", of=stall(fail))
+    assert (done.exit_code, done.stderr) == (2, "a\nb\n")
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), ValueError("y"), ExceptionGroup("z", [AccessRefused("a"), OSError()])])
+def test_a_bug_keeps_its_traceback(run: Run, bug: Exception) -> None:
+    def fail() -> None:
+        raise bug
+
+    with pytest.raises(type(bug)) as raised:
+        run("fail", of=stall(fail))
+    assert raised.value is bug
+
+
+def test_an_unknown_command_or_option_exits_2(run: Run) -> None:
+    for arguments in (["cook"], ["services", "--xml"], ["publish"]):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert "Usage" in done.stderr

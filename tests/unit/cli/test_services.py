@@ -1,0 +1,37 @@
+"""`services`: what is hosted, and what nobody handles."""
+
+from __future__ import annotations
+
+import json
+
+from .conftest import Run
+
+
+def test_the_table_has_every_handler_with_its_limits(run: Run) -> None:
+    done = run("services")
+    assert done.exit_code == 0
+    assert "stall: 2 services, 4 handlers" in done.stdout
+    cells = {line[0]: line[1:] for row in done.stdout.splitlines() if (line := row.replace("│", " ").split())}
+    assert cells["cook"] == ["stall.ordered", "3", "attempts", "5", "s", "1", "2"]
+    assert "after 2, 2 s" in done.stdout
+    assert "Nobody handles: stall.eaten" in done.stdout
+
+
+def test_what_looks_like_markup_stays(run: Run) -> None:
+    assert "stall.[red]cooked" in run("services").stdout
+
+
+def test_json_has_the_same(run: Run) -> None:
+    told = json.loads(run("services", "--json").stdout)
+    assert told["unhandled"] == ["stall.eaten"]
+    assert told["handlers"][0] == {
+        "service": "kitchen",
+        "handler": "cook",
+        "patterns": ["stall.ordered"],
+        "queues": [],
+        "retry": "3 attempts, after 2, 2 s",
+        "timeout": 5.0,
+        "concurrency": 1,
+        "prefetch": 2,
+    }
+    assert [handler["handler"] for handler in told["handlers"]] == ["cook", "charge", "note", "audit"]
