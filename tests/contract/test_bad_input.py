@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import aio_pika
@@ -91,6 +92,8 @@ async def test_f9_an_unknown_type_or_version_is_looked_at_again_before_it_is_giv
         letters = await stage.letters("typed", 2)
     assert sorted(letter.failure.reason for letter in letters) == ["unknown-type", "unknown-version"]
     assert all(letter.failure.attempts == 0 for letter in letters)
+    for letter in letters:
+        assert letter.failure.last_failed_at - letter.failure.first_failed_at >= timedelta(seconds=9.9)
 
 
 async def test_a_message_without_id_or_headers_is_delivered(rabbitmq: Stage) -> None:

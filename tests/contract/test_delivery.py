@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import aio_pika
 import pytest
 
 from bus import Context, Message, Service, fixed, immediate
@@ -117,6 +118,28 @@ async def test_d3_a_delivery_is_not_acked_before_what_it_published_is_stored(sta
         await stage.bus.publish(Placed())
         (letter,) = await stage.letters("careful")
     assert (letter.failure.error_type, letter.failure.attempts) == ("Unroutable", 2)
+
+
+async def test_d3_a_worker_that_dies_before_its_events_are_stored_has_not_acked(rabbitmq: Stage) -> None:
+    runs: Log[int] = Log()
+    service = Service("careful")
+
+    @service.on(Placed)
+    async def work(placed: Placed, context: Context) -> None:
+        runs.append(placed.number)
+        if len(runs) == 1:
+            context.publish(Shipped(), to="full")
+
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        await channel.declare_queue("full", durable=True, arguments=arguments)
+    async with rabbitmq.hosting(service) as hosted:
+        await rabbitmq.bus.publish(Placed(number=1))
+        await runs.reaches(1)
+        await asyncio.sleep(0.3)
+        await hosted.die()
+    async with rabbitmq.hosting(service):
+        await runs.reaches(2)
 
 
 async def test_d3_an_ack_waits_for_the_confirms_of_what_was_published(proxy: Proxy, vhost_name: str) -> None:
