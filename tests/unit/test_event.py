@@ -1,0 +1,146 @@
+"""Events: frozen, checked when the class is built, upcast from older versions."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+import pytest
+from pydantic import ValidationError
+
+from bus import ConfigurationError, Data, Event, Events, Undecodable
+from bus.errors import UnknownType, UnknownVersion
+from bus.event import decode, decode_known, encode
+
+
+T = TypeVar("T")
+
+
+class Line(Data):
+    sku: str
+    quantity: int
+
+
+class Placed(Event, type="order.placed", version=3):
+    order_id: str
+    lines: tuple[Line, ...]
+    note: str = ""
+
+
+@Placed.upcast(1)
+def one_line_becomes_a_list(data: dict[str, Any]) -> dict[str, Any]:
+    return {"order_id": data["order_id"], "items": [data["line"]]}
+
+
+@Placed.upcast(2)
+def items_are_lines(data: dict[str, Any]) -> dict[str, Any]:
+    return {"order_id": data["order_id"], "lines": data["items"]}
+
+
+class Odd(Event, type="odd"):
+    type: str
+    version: int
+    id: str
+    model_name: str
+
+
+class Page(Event, Generic[T], type="page"):
+    item: T
+
+
+def test_an_event_goes_out_and_comes_back() -> None:
+    placed = Placed(order_id="1", lines=(Line(sku="tea", quantity=2),))
+    assert decode(Placed, encode(placed)) == placed
+
+
+def test_an_event_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Placed(order_id="1", lines=()).order_id = "2"  # type: ignore[misc]
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert decode(Placed, b'{"order_id": "1", "lines": [], "added": true}', 3) == Placed(order_id="1", lines=())
+
+
+def test_every_field_error_is_listed() -> None:
+    with pytest.raises(Undecodable) as raised:
+        decode(Placed, b'{"lines": [{"sku": 1, "quantity": "x"}]}')
+    assert [line.partition(":")[0] for line in raised.value.errors] == ["order_id", "lines.0.sku", "lines.0.quantity"]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, None])
+def test_older_versions_are_brought_up_step_by_step(version: int | None) -> None:
+    bodies = {
+        1: b'{"order_id": "1", "line": {"sku": "tea", "quantity": 2}}',
+        2: b'{"order_id": "1", "items": [{"sku": "tea", "quantity": 2}]}',
+    }
+    body = bodies.get(version or 3, b'{"order_id": "1", "lines": [{"sku": "tea", "quantity": 2}]}')
+    assert decode(Placed, body, version) == Placed(order_id="1", lines=(Line(sku="tea", quantity=2),))
+
+
+def test_a_newer_version_and_one_without_a_way_are_unknown() -> None:
+    class Gap(Event, type="gap", version=3):
+        n: int
+
+    with pytest.raises(UnknownVersion, match="newer than the version 3"):
+        decode(Placed, b"{}", 4)
+    with pytest.raises(UnknownVersion, match="no upcast leads from version 1 to 2"):
+        decode(Gap, b"{}", 1)
+
+
+@pytest.mark.parametrize(("body", "told"), [(b"{", "not JSON"), (b"[]", "not a JSON object"), (b"{}", "upcast")])
+def test_an_old_body_that_cannot_be_brought_up_is_undecodable(body: bytes, told: str) -> None:
+    with pytest.raises(Undecodable, match=told):
+        decode(Placed, body, 1)
+
+
+def test_a_type_that_the_handler_does_not_know_is_named() -> None:
+    with pytest.raises(UnknownType, match=r"order\.lost.*order\.placed"):
+        decode_known({"order.placed": Placed}, "order.lost", b"{}", 1)
+
+
+def test_fields_may_have_any_name() -> None:
+    odd = Odd(type="t", version=1, id="i", model_name="m")
+    assert decode(Odd, encode(odd)) == odd
+    assert Odd.__schema__.type == "odd"
+
+
+def test_a_generic_event_has_the_type_of_its_origin() -> None:
+    assert Page[int].__schema__.type == "page"
+    assert decode(Page[int], b'{"item": 3}').item == 3
+
+
+def test_a_class_keyword_that_nobody_knows_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="unknown class keyword 'vers'"):
+
+        class Wrong(Event, type="x", vers=2):  # type: ignore[call-arg]
+            pass
+
+
+@pytest.mark.parametrize("annotation", [list[int], dict[str, int], set[int], tuple[list[int], ...], list[int] | None])
+def test_a_field_that_can_change_is_refused(annotation: Any) -> None:
+    with pytest.raises(ConfigurationError, match="can change after validation"):
+        type(Event)("Wrong", (Event,), {"__annotations__": {"items": annotation}, "__module__": __name__}, type="x")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "told"),
+    [({"type": "a.*"}, "is a pattern"), ({"type": ""}, "1 to 255"), ({"type": "a", "version": 0}, "from 1")],
+)
+def test_a_type_is_plain_words_and_versions_count_from_one(keywords: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        type(Event)("Wrong", (Event,), {"__module__": __name__}, **keywords)
+
+
+def test_a_type_belongs_to_one_class() -> None:
+    class Other(Event, type="order.placed"):
+        pass
+
+    with pytest.raises(ConfigurationError, match=r"used twice: by .*Placed and by .*Other"):
+        Events([Placed, Other])
+
+
+def test_two_steps_from_one_version_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="two steps"):
+        Placed.upcast(1)(lambda data: data)
+    with pytest.raises(ConfigurationError, match="the class is version 3"):
+        Placed.upcast(3)(lambda data: data)
