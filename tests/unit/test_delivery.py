@@ -121,7 +121,9 @@ async def test_a_handler_that_fails_has_published_nothing() -> None:
     assert (outcome.delay, outcome.attempt) == (timedelta(seconds=7), 2)
 
 
-@pytest.mark.parametrize("returned", [7, "text", {"a": 1}, [Placed(), 7], object()], ids=str)
+@pytest.mark.parametrize(
+    "returned", [7, "text", {"a": 1}, [Placed(), 7], object()], ids=lambda value: type(value).__name__
+)
 async def test_a_handler_that_returns_something_else_has_failed(returned: object) -> None:
     async def work(placed: Placed) -> Any:
         return returned
