@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check mutants lock clean
+.PHONY: run test check mutants bench lock clean
 
 run: .venv/.done ## the shop on the in-memory bus
 	@$(BIN)/python app.py demo
@@ -16,12 +16,16 @@ check: .venv/.done ## formatting, lint and types
 mutants: .venv/.done ## break each guarantee and see its test go red
 	@$(BIN)/python -m tests.mutants
 
-lock: ## make requirements.lock anew from pyproject.toml (needs uv)
+bench: .venv-bench/.done ## this project, raw aio-pika and FastStream in one run, on a private broker
+	@.venv-bench/bin/python -m benchmarks
+
+lock: ## make the lock files anew from pyproject.toml (needs uv)
 	uv lock --quiet
-	uv export --quiet --frozen --all-groups --no-emit-project --no-header --no-annotate -o requirements.lock
+	uv export --quiet --frozen --group dev --no-emit-project --no-header --no-annotate -o requirements.lock
+	uv export --quiet --frozen --group bench --no-default-groups --no-emit-project --no-header --no-annotate -o benchmarks/requirements.lock
 
 clean:
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.done: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make run PYTHON=python3.12"; exit 2; }
@@ -30,4 +34,9 @@ clean:
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+.venv-bench/.done: benchmarks/requirements.lock
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
 	@touch $@

@@ -56,6 +56,7 @@ class Publisher:
                 try:
                     channel = await self._writable(deadline)
                 except TimeoutError:
+                    why = why or self._supervisor.trouble
                     break
                 except ConnectionError as error:
                     why = str(error)

@@ -41,6 +41,7 @@ class Supervisor:
         self._logger = logger
         self._link: Link | None = None
         self._refused: AccessRefused | None = None
+        self.trouble = ""
         self._changed = asyncio.Event()
 
     async def keep(self) -> None:
@@ -58,6 +59,7 @@ class Supervisor:
                 await asyncio.sleep(backoff())
                 continue
             except LinkLost as error:
+                self.trouble = str(error)
                 if not lost_at:
                     lost_at = clock()
                     self._logger.warning("broker unreachable", link=self._purpose, error=str(error))
@@ -65,7 +67,7 @@ class Supervisor:
                 continue
             if lost_at:
                 self._logger.info("broker reachable", link=self._purpose, after=round(clock() - lost_at, 1))
-            self._link, self._refused, lost_at = link, None, 0.0
+            self._link, self._refused, self.trouble, lost_at = link, None, "", 0.0
             self._tell()
             try:
                 await link.closed.wait()
@@ -73,7 +75,7 @@ class Supervisor:
                 self._link = None
                 await link.aclose()
             backoff.reset()
-            lost_at = clock()
+            lost_at, self.trouble = clock(), str(link.error)
             self._logger.warning("connection lost", link=self._purpose, error=str(link.error))
 
     async def link(self) -> Link:
