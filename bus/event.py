@@ -7,12 +7,13 @@ The attributes of a message follow CloudEvents 1.0; an event class gives its `ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
+from pydantic_core import from_json, to_json
 from typing_extensions import Unpack, dataclass_transform
 
 from .errors import ConfigurationError, Undecodable, UnknownType, UnknownVersion
@@ -26,7 +27,7 @@ E = TypeVar("E", bound="Event")
 F = TypeVar("F", bound=Upcast)
 
 _CONFIG_KEYS = frozenset(ConfigDict.__annotations__)
-_MUTABLE = (list, dict, set, bytearray)
+_MUTABLE = (MutableSequence, MutableMapping, MutableSet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ def _refuse_mutable_fields(cls: type[BaseModel]) -> None:
 
 def _mutable_in(annotation: Any) -> type | None:
     origin = get_origin(annotation) or annotation
-    if origin in _MUTABLE:
-        return origin  # type: ignore[no-any-return]
+    if isinstance(origin, type) and issubclass(origin, _MUTABLE):
+        return origin
     return next((found for argument in get_args(annotation) if (found := _mutable_in(argument))), None)
 
 
@@ -94,7 +95,8 @@ class Data(BaseModel, metaclass=DataMeta):
     Unknown fields in incoming data are ignored, so that an added optional field needs no new version.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    # JSON has no nan and no infinity: an event that held one could be published, and never be read
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False)
 
     __schema__: ClassVar[Schema]
 
@@ -141,11 +143,15 @@ class Events:
         return len(self._by_type)
 
     def add(self, cls: type[Event]) -> None:
-        """Register a class; raise ConfigurationError where its type belongs to another class."""
+        """Register a class; raise ConfigurationError where its type belongs to another class.
+
+        `Page[int]` counts as `Page`, whose type it has.
+        """
         if (kind := cls.__schema__.type) is None:
             return
-        other = self._by_type.setdefault(kind, cls)
-        if other is not cls:
+        known: Any = cls.__pydantic_generic_metadata__["origin"] or cls
+        other = self._by_type.setdefault(kind, known)
+        if other is not known:
             raise ConfigurationError(
                 f"event type {kind!r} is used twice: by {other.__module__}.{other.__qualname__} "
                 f"and by {cls.__module__}.{cls.__qualname__}"
@@ -163,8 +169,8 @@ class Events:
 
 
 def encode(event: Event) -> bytes:
-    """Return the event's fields as JSON."""
-    return event.__pydantic_serializer__.to_json(event)
+    """Return the event's fields as JSON, by the names that `decode` reads: a field's alias where it has one."""
+    return event.__pydantic_serializer__.to_json(event, by_alias=True)
 
 
 def decode(cls: type[E], body: bytes, version: int | None = None) -> E:
@@ -177,7 +183,7 @@ def decode(cls: type[E], body: bytes, version: int | None = None) -> E:
     try:
         if version is None or version == schema.version:
             return cls.__pydantic_validator__.validate_json(body)  # type: ignore[no-any-return]
-        return cls.__pydantic_validator__.validate_python(_upcasted(cls, body, version))  # type: ignore[no-any-return]
+        return cls.__pydantic_validator__.validate_json(_upcasted(cls, body, version))  # type: ignore[no-any-return]
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors(include_url=False)]
         raise Undecodable(f"the body is not a valid {schema.type} (version {schema.version})", lines) from error
@@ -198,15 +204,13 @@ def type_of(cls: type[Event]) -> str:
     return kind
 
 
-def _upcasted(cls: type[Event], body: bytes, version: int) -> dict[str, Any]:
-    import orjson
-
+def _upcasted(cls: type[Event], body: bytes, version: int) -> bytes:
     schema = cls.__schema__
     if version > schema.version:
         raise UnknownVersion(f"{schema.type} version {version} is newer than the version {schema.version} known here")
     try:
-        data: Any = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        data: Any = from_json(body)
+    except ValueError as error:
         raise Undecodable(f"the body of {schema.type} is not JSON", [str(error)]) from error
     if not isinstance(data, dict):
         raise Undecodable(f"the body of {schema.type} is not a JSON object")
@@ -215,6 +219,12 @@ def _upcasted(cls: type[Event], body: bytes, version: int) -> dict[str, Any]:
             raise UnknownVersion(f"{schema.type} version {version}: no upcast leads from version {step} to {step + 1}")
         try:
             data = schema.upcasts[step](data)
+            if not isinstance(data, dict):
+                raise TypeError(f"it returned {type(data).__qualname__}, not a dict")
         except Exception as error:
             raise Undecodable(f"the upcast of {schema.type} from version {step} failed", [repr(error)]) from error
-    return dict(data)
+    try:
+        # through JSON again, so that each version is read by the same rules
+        return to_json(data)
+    except ValueError as error:
+        raise Undecodable(f"the upcasts of {schema.type} returned what JSON cannot hold", [str(error)]) from error

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+import collections
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
 
 import pytest
-from pydantic import ValidationError
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
 
 from bus import ConfigurationError, Data, Event, Events, Undecodable
 from bus.errors import UnknownType, UnknownVersion
@@ -116,10 +123,48 @@ def test_a_class_keyword_that_nobody_knows_is_an_error() -> None:
             pass
 
 
-@pytest.mark.parametrize("annotation", [list[int], dict[str, int], set[int], tuple[list[int], ...], list[int] | None])
+def event_with(annotation: Any) -> Any:
+    """Build an event class with one field."""
+    return type(Event)("Built", (Event,), {"__annotations__": {"items": annotation}, "__module__": __name__}, type="x")
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        list[int],
+        list,
+        dict[str, int],
+        set[int],
+        tuple[list[int], ...],
+        list[int] | None,
+        Annotated[list[int], Field(max_length=3)],
+        Mapping[str, tuple[dict[str, int], ...]],
+        collections.deque[int],
+        collections.OrderedDict[str, int],
+        collections.defaultdict[str, int],
+        MutableMapping[str, int],
+    ],
+)
 def test_a_field_that_can_change_is_refused(annotation: Any) -> None:
-    with pytest.raises(ConfigurationError, match="can change after validation"):
-        type(Event)("Wrong", (Event,), {"__annotations__": {"items": annotation}, "__module__": __name__}, type="x")
+    with pytest.raises(ConfigurationError, match=r"Built\.items: .* can change after validation"):
+        event_with(annotation)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        tuple[int, ...],
+        frozenset[str],
+        Line | None,
+        Literal["a", "b"],
+        bytes,
+        Sequence[int],
+        Any,
+        Annotated[int, "list"],
+    ],
+)
+def test_a_field_that_cannot_change_is_taken(annotation: Any) -> None:
+    assert event_with(annotation).__schema__.type == "x"
 
 
 @pytest.mark.parametrize(
@@ -144,3 +189,121 @@ def test_two_steps_from_one_version_are_refused() -> None:
         Placed.upcast(1)(lambda data: data)
     with pytest.raises(ConfigurationError, match="the class is version 3"):
         Placed.upcast(3)(lambda data: data)
+
+
+def test_a_body_that_is_no_object_is_told_as_the_body() -> None:
+    with pytest.raises(Undecodable) as raised:
+        decode(Placed, b"[1]")
+    assert [line.partition(":")[0] for line in raised.value.errors] == ["body"]
+
+
+class Money(Event, type="money", version=2):
+    amount: Decimal
+    cents: int
+    at: Annotated[datetime, Field(strict=True)]
+
+
+@Money.upcast(1)
+def nothing_changed(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+@given(cents=st.integers(), amount=st.decimals(allow_nan=False, allow_infinity=False), at=st.datetimes())
+def test_an_older_version_is_read_by_the_same_rules_as_the_current_one(
+    cents: int, amount: Decimal, at: datetime
+) -> None:
+    body = encode(Money(amount=amount, cents=cents, at=at.replace(tzinfo=UTC)))
+    assert (
+        decode(Money, body, 1) == decode(Money, body, 2) == Money(amount=amount, cents=cents, at=at.replace(tzinfo=UTC))
+    )
+
+
+def upcast_by(step: Callable[[dict[str, Any]], Any]) -> Any:
+    built = type(Event)("Built", (Event,), {"__annotations__": {"n": int}, "__module__": __name__}, type="x", version=2)
+    built.upcast(1)(step)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (lambda data: data["missing"], "KeyError"),
+        (lambda data: None, "returned NoneType"),
+        (lambda data: [data], "returned list"),
+        (lambda data: {"n": object()}, "what JSON cannot hold"),
+        (lambda data: {"n": "x"}, "n: Input should be a valid integer"),
+    ],
+)
+def test_a_step_that_goes_wrong_makes_the_body_undecodable(step: Callable[[dict[str, Any]], Any], told: str) -> None:
+    with pytest.raises(Undecodable, match=told):
+        decode(upcast_by(step), b'{"n": 1}', 1)
+
+
+def test_a_step_may_return_more_than_json_knows() -> None:
+    class Parcel(Event, type="parcel", version=2):
+        id: UUID
+        sent: datetime
+
+    @Parcel.upcast(1)
+    def add(data: dict[str, Any]) -> dict[str, Any]:
+        return {"id": UUID(int=data["number"]), "sent": datetime(2026, 1, 1, tzinfo=UTC)}
+
+    assert decode(Parcel, b'{"number": 7}', 1) == Parcel(id=UUID(int=7), sent=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_a_version_before_the_first_is_unknown() -> None:
+    with pytest.raises(UnknownVersion, match="no upcast leads from version 0 to 1"):
+        decode(Placed, b"{}", 0)
+
+
+def test_an_alias_is_the_name_on_the_wire() -> None:
+    class Aliased(Event, type="aliased"):
+        order_id: str = Field(default="none", alias="orderId")
+
+    assert encode(Aliased(orderId="1")) == b'{"orderId":"1"}'
+    assert decode(Aliased, encode(Aliased(orderId="1"))).order_id == "1"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_does_not_have_never_becomes_an_event(number: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        event_with(float)(items=number)
+
+
+def test_a_base_stands_for_its_registered_subclasses_only() -> None:
+    class Base(Event):
+        pass
+
+    class One(Base, type="one"):
+        pass
+
+    class Two(Base, type="two"):
+        pass
+
+    class Unregistered(Base, type="three"):
+        pass
+
+    events = Events([Base, One, Two, Placed])
+    assert list(events) == [One, Two, Placed]
+    assert len(events) == 3
+    assert events.concrete(Base) == (One, Two)
+    assert events.concrete(Unregistered) == (Unregistered,)
+    assert (events.get("one"), events.get("three")) == (One, None)
+
+
+def test_a_subclass_does_not_inherit_its_parents_type() -> None:
+    class Late(Placed):
+        reason: str = ""
+
+    assert Late.__schema__.type is None
+
+
+def test_a_generic_event_and_its_parameters_are_one_type() -> None:
+    assert list(Events([Page, Page[int], Page[str]])) == [Page]
+    assert list(Events([Page[int]])) == [Page]
+
+
+def test_an_event_of_one_type_may_be_registered_twice() -> None:
+    events = Events([Placed])
+    events.add(Placed)
+    assert list(events) == [Placed]
