@@ -7,13 +7,14 @@ from datetime import timedelta
 from random import Random
 from typing import Final
 
-from .clock import Seconds, span
+from .clock import Seconds
 from .errors import ConfigurationError
 
 
 LONGEST_DELAY: Final = timedelta(days=310)
 """The longest that a broker of ours holds a message back."""
 
+MOST_ATTEMPTS: Final = 1000
 MOST_STEPS: Final = 6
 """Distinct delays that a policy may have: each is a queue of the service at the broker."""
 
@@ -69,7 +70,7 @@ def immediate(attempts: int = 3) -> Policy:
 
 def fixed(attempts: int, delay: Seconds) -> Policy:
     """Try again after the same delay (seconds or a timedelta) each time, `attempts` runs in all."""
-    return _policy(attempts, [span(delay).total_seconds()] * (attempts - 1), jitter=False)
+    return _policy(attempts, [_seconds(delay)] * (attempts - 1), jitter=False)
 
 
 def exponential(
@@ -80,11 +81,18 @@ def exponential(
     With `jitter`, each retry picks its delay by chance among its own and the neighbouring steps. A policy has at most
     six distinct delays (each is a queue at the broker): where there are more, delays are rounded up to one of six.
     """
-    start, most = span(first).total_seconds(), span(limit).total_seconds()
+    wait, most = _seconds(first), _seconds(limit)
     if not factor >= 1:
         raise ConfigurationError(f"exponential(factor={factor}): the factor must be 1 or more")
-    waits = [min(start * factor**n, most) for n in range(min(attempts - 1, 1000))]
+    waits = []
+    for _ in range(min(attempts, MOST_ATTEMPTS) - 1):
+        waits.append(min(wait, most))
+        wait = waits[-1] * factor
     return _policy(attempts, _rounded(waits), jitter=jitter)
+
+
+def _seconds(given: Seconds) -> float:
+    return given.total_seconds() if isinstance(given, timedelta) else float(given)
 
 
 def _rounded(waits: list[float]) -> list[float]:
@@ -97,8 +105,8 @@ def _rounded(waits: list[float]) -> list[float]:
 
 
 def _policy(attempts: int, waits: list[float], *, jitter: bool) -> Policy:
-    if not 1 <= attempts <= 1000:
-        raise ConfigurationError(f"a retry policy with attempts={attempts}: it takes 1 to 1000 runs in all")
+    if not 1 <= attempts <= MOST_ATTEMPTS:
+        raise ConfigurationError(f"a retry policy with attempts={attempts}: it takes 1 to {MOST_ATTEMPTS} runs in all")
     if any(not 0 <= wait <= LONGEST_DELAY.total_seconds() for wait in waits):
         raise ConfigurationError("a retry policy's delays must lie between 0 and 310 days")
     # the broker counts in milliseconds, and a retry is never early

@@ -42,9 +42,9 @@ def test_a_policy_gives_up_after_its_attempts(policy: Policy) -> None:
 
 @given(
     attempts=st.integers(1, 60),
-    first=st.integers(1, 100_000).map(lambda milliseconds: milliseconds / 1000),
+    first=st.floats(0.001, 100),
     factor=st.floats(1, 10),
-    limit=st.integers(1, 100_000_000).map(lambda milliseconds: milliseconds / 1000),
+    limit=st.floats(0.001, 100_000),
     seed=st.integers(0, 99),
 )
 def test_whatever_the_policy_its_delays_are_few_and_never_below_what_was_asked(
@@ -77,8 +77,81 @@ def test_errors_can_be_chosen() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda: fixed(0, 1), lambda: fixed(3, -1), lambda: exponential(factor=0.5), lambda: fixed(2, timedelta(days=400))],
+    [
+        lambda: fixed(0, 1),
+        lambda: immediate(1001),
+        lambda: fixed(3, -1),
+        lambda: fixed(2, timedelta(days=400)),
+        lambda: fixed(2, float("nan")),
+        lambda: fixed(2, float("inf")),
+        lambda: fixed(2, 1e30),
+        lambda: exponential(first=-1),
+        lambda: exponential(limit=-1),
+        lambda: exponential(factor=0.5),
+        lambda: exponential(factor=float("nan")),
+        lambda: exponential(1000, limit=float("inf")),
+    ],
 )
 def test_what_no_broker_could_keep_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigurationError):
         wrong()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [(0.1, 100), (0.0001, 1), (1e-5, 1), (0.0014, 2), (1.999001, 2000), (0, 0)],
+)
+def test_a_delay_is_rounded_up_to_the_millisecond(asked: float, kept: int) -> None:
+    assert fixed(2, asked).delays == (timedelta(milliseconds=kept),)
+    assert fixed(2, timedelta(seconds=asked)).delays == (timedelta(milliseconds=kept),)
+
+
+def test_the_longest_policy_is_made_of_six_steps() -> None:
+    policy = exponential(1000)
+    assert len(policy.delays) == 999
+    assert [step.total_seconds() for step in policy.steps] == [0.5, 2, 8, 32, 128, 300]
+    assert policy.decide(999, ValueError(), Random(0)) in policy.steps
+
+
+def test_more_than_six_delays_are_rounded_up_and_never_down() -> None:
+    policy = exponential(9, first=1, factor=2, limit=1000)
+    assert seconds(policy) == [1, 2, 8, 8, 16, 64, 64, 128]
+
+
+@pytest.mark.parametrize(("attempt", "neighbours"), [(1, [0.5, 2]), (5, [32, 128])])
+def test_jitter_at_an_end_has_one_neighbour(attempt: int, neighbours: list[float]) -> None:
+    picked = {exponential().decide(attempt, ValueError(), Random(seed)) for seed in range(50)}
+    assert picked == {timedelta(seconds=wait) for wait in neighbours}
+
+
+def test_without_jitter_nothing_is_left_to_chance() -> None:
+    policy = exponential(jitter=False)
+    picked = [{policy.decide(attempt, ValueError(), Random(seed)) for seed in range(20)} for attempt in range(1, 6)]
+    assert picked == [{delay} for delay in policy.delays]
+
+
+def test_choosing_errors_changes_nothing_else_and_adds_up() -> None:
+    policy = exponential(4)
+    chosen = policy.retry_on(OSError).give_up_on(FileNotFoundError).give_up_on(PermissionError)
+    assert (chosen.attempts, chosen.delays, chosen.jitter) == (policy.attempts, policy.delays, policy.jitter)
+    for error, again in [
+        (OSError(), True),
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (KeyError(), False),
+    ]:
+        assert (chosen.decide(1, error, Random(0)) is not None) == again
+    assert policy.decide(1, FileNotFoundError(), Random(0)) is not None
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (immediate(1), "1 attempt"),
+        (fixed(3, 2.5), "3 attempts,\nafter 2.5, 2.5 s"),
+        (exponential(), "6 attempts,\nafter 0.5, 2, 8, 32, 128 s ± a step"),
+        (fixed(20, 1), "20 attempts,\nafter 1, 1, 1, 1, 1, 1, 1, 1, … s"),
+    ],
+)
+def test_a_policy_reads_as_words(policy: Policy, told: str) -> None:
+    assert str(policy) == told
