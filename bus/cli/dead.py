@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 
@@ -16,13 +17,13 @@ import typer
 from .. import client, logs
 from .. import settings as environment
 from ..app import App
-from ..errors import ConfigurationError, PublishRefused, Unroutable
+from ..errors import ConfigurationError
 from ..outcome import Letter, Reason
 from ..transport import DeadLetters
 from . import letters as screen
 from .binding import bound
 from .choice import Choice, choice, find, name
-from .errors import FAILED, tell
+from .errors import FAILED, code_of, tell
 
 
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Of this service only.")]
@@ -86,7 +87,7 @@ def replay(
 ) -> int:
     """Send letters back to the handlers that gave up on them, as attempt 1."""
     chosen = choice(ids, service, handler, type, reason, older_than)
-    return _act(app, chosen, "replay", lambda dead, letter: dead.replay(letter), yes=yes)
+    return asyncio.run(_act(app, chosen, "replay", lambda dead, letter: dead.replay(letter), yes=yes))
 
 
 def discard(
@@ -101,19 +102,25 @@ def discard(
 ) -> int:
     """Close letters for good."""
     chosen = choice(ids, service, handler, type, reason, older_than)
-    return _act(app, chosen, "discard", lambda dead, letter: dead.discard(letter), yes=yes)
+    return asyncio.run(_act(app, chosen, "discard", lambda dead, letter: dead.discard(letter), yes=yes))
 
 
-def _act(app: App, chosen: Choice, verb: str, action: Action, *, yes: bool) -> int:
-    found = asyncio.run(_found(app, chosen))
-    if not found:
-        typer.echo(f"nothing to {verb}: no open letter matches")
-        return 0
-    # named letters are meant; whatever a filter finds may be more than whoever wrote it thinks
-    if (len(found) > 1 or not chosen.ids) and not yes and not _confirmed(verb, found):
-        tell(f"no letter was touched: {verb} was not confirmed")
-        return FAILED
-    return asyncio.run(_each(found, verb, action))
+async def _found(app: App, chosen: Choice) -> list[Letter]:
+    async with _dead_letters() as dead:
+        return await find(app, dead, chosen)
+
+
+async def _act(app: App, chosen: Choice, verb: str, action: Action, *, yes: bool) -> int:
+    async with _dead_letters() as dead:
+        found = await find(app, dead, chosen)
+        if not found:
+            typer.echo(f"nothing to {verb}: no open letter matches")
+            return 0
+        # a letter that is named is meant; what filters find may be more than whoever wrote them thinks
+        if (len(found) > 1 or not chosen.ids) and not yes and not _confirmed(verb, found):
+            tell(f"no letter was touched: {verb} was not confirmed")
+            return FAILED
+        return await _each(dead, found, verb, action)
 
 
 def _confirmed(verb: str, found: Sequence[Letter]) -> bool:
@@ -123,27 +130,34 @@ def _confirmed(verb: str, found: Sequence[Letter]) -> bool:
     if not sys.stdin.isatty():
         raise ConfigurationError(f"{question} There is no terminal to ask at: add --yes")
     try:
-        return typer.confirm(question, err=True)
+        with _interruptible():
+            return typer.confirm(question, err=True)
     except typer.Abort as stopped:
         raise KeyboardInterrupt from stopped
 
 
-async def _found(app: App, chosen: Choice) -> list[Letter]:
-    async with _dead_letters() as dead:
-        return await find(app, dead, chosen)
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a question at once: the event loop, which stands still meanwhile, would not hear of it."""
+    loops = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, loops)
 
 
-async def _each(found: Sequence[Letter], verb: str, action: Action) -> int:
+async def _each(dead: DeadLetters, found: Sequence[Letter], verb: str, action: Action) -> int:
     """Act on one letter after the other, and tell how many were done, also where that is not all of them."""
     done = 0
     try:
-        async with _dead_letters() as dead:
-            for letter in found:
-                try:
-                    await action(dead, letter)
-                    done += 1
-                except (LookupError, Unroutable, PublishRefused) as error:
-                    tell(f"{name(letter)}: {error}")
+        for letter in found:
+            try:
+                await action(dead, letter)
+                done += 1
+            except Exception as error:
+                if code_of(error) != FAILED:
+                    raise
+                tell(f"{name(letter)}: {error}")
     finally:
         typer.echo(f"{verb}: {done} of {len(found)} done")
     return 0 if done == len(found) else FAILED

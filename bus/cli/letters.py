@@ -62,7 +62,7 @@ def _rows(letters: Sequence[Letter]) -> Table:
         failure = letter.failure
         again = f" (failed again × {letter.failed_again})" if letter.failed_again else ""
         at = f"{failure.last_failed_at:%Y-%m-%d %H:%M:%S}"
-        error = f"{failure.error_type}: {failure.error}"[:200] + again
+        error = " ".join(f"{failure.error_type}: {failure.error}".split())[:200] + again
         table.add_row(*map(text, (name(letter), letter.handler, letter.message.type, failure.attempts, at, error)))
     return table
 

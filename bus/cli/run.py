@@ -17,7 +17,7 @@ import typer
 from .. import client, clock, logs
 from .. import settings as environment
 from ..app import App
-from .errors import INTERRUPTED
+from .errors import INTERRUPTED, MISTAKE
 
 
 MEMORY: Final = (
@@ -31,7 +31,7 @@ LINGER: Final = 1.0
 def run(
     app: App,
     service: Annotated[list[str] | None, typer.Option(help="Host this service only; may be given again.")] = None,
-) -> None:
+) -> int:
     """Be the worker, until SIGTERM or Ctrl-C; a second signal stops at once."""
     settings = environment.read()
     logs.configure(settings.log_level, settings.log_format)
@@ -43,7 +43,7 @@ def run(
         log.warning("memory bus", told=MEMORY)
         settings = replace(settings, url="memory://")
 
-    async def work() -> None:
+    async def work() -> int:
         stop = asyncio.Event()
         _stop_on_signals(stop, log)
         names = [each.name for each in hosted]
@@ -53,9 +53,12 @@ def run(
             await worker.run(stop, lambda: log.info("worker started", services=names))
         log.info("worker stopped")
         sys.stdout.flush()
-        _leave_soon()
+        # every handler was refused its queue: whoever keeps workers running must see that this one failed
+        code = 0 if stop.is_set() else MISTAKE
+        _leave_soon(code)
+        return code
 
-    _on_fast_loop(work())
+    return _on_fast_loop(work())
 
 
 def _stop_on_signals(stop: asyncio.Event, log: Any) -> None:
@@ -79,7 +82,7 @@ def _stop_on_signals(stop: asyncio.Event, log: Any) -> None:
         signal.signal(number, signalled)
 
 
-def _on_fast_loop(work: Coroutine[Any, Any, None]) -> None:
+def _on_fast_loop(work: Coroutine[Any, Any, int]) -> int:
     try:
         import uvloop
     except ImportError:
@@ -87,10 +90,10 @@ def _on_fast_loop(work: Coroutine[Any, Any, None]) -> None:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(work)
+        return runner.run(work)
 
 
-def _leave_soon() -> None:
+def _leave_soon(code: int) -> None:
     """Let the process end by itself, but not wait for a thread in which a plain function hangs: it was released."""
 
     def leave() -> None:
@@ -100,6 +103,6 @@ def _leave_soon() -> None:
         for thread in lingering:
             thread.join(max(until - clock.monotonic(), 0))
         if any(thread.is_alive() for thread in lingering):
-            os._exit(0)
+            os._exit(code)
 
     threading.Thread(target=leave, name="leave", daemon=True).start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from ...errors import ConfigurationError
 from ...settings import Settings
@@ -30,7 +30,8 @@ class Address:
     name: str = "tidegate"
 
     def __str__(self) -> str:
-        return f"{'amqps' if self.tls else 'amqp'}://{self.host}:{self.port}/{self.vhost}"
+        vhost = "" if self.vhost == "/" else quote(self.vhost, safe="")
+        return f"{'amqps' if self.tls else 'amqp'}://{self.host}:{self.port}/{vhost}"
 
 
 def addresses(settings: Settings) -> tuple[Address, ...]:

@@ -37,6 +37,8 @@ TOKEN: Final = "tidegate-token"
 CLAIM, RELEASED, REPLAYED, DISCARDED = "claim", "released", "replayed", "discarded"
 CLAIM_LASTS: Final = timedelta(minutes=5)
 PREFETCH: Final = 1_000
+ONE: Final = 20
+"""Prefetch where one entry is wanted: a stream is read from the start of a chunk."""
 QUIET: Final = 0.3
 """Seconds without an entry after which the last chunk of a stream counts as read, once a listing."""
 
@@ -54,17 +56,21 @@ class Entry:
 
 @dataclass(slots=True)
 class Fold:
-    """The open letters of a service after so many entries."""
+    """The open letters of a service after every entry before `next`."""
 
     service: str
     prefix: str
+    next: int = 0
     open: dict[str, Letter] = field(default_factory=dict)
     claims: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     _seen: dict[tuple[str, str, datetime], str] = field(default_factory=dict)
     _replayed: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
-        """Take the next entry."""
+        """Take the next entry; one that was taken before changes nothing."""
+        if entry.offset < self.next:
+            return
+        self.next = entry.offset + 1
         if MARK in entry.headers:
             self._mark(entry)
             return
@@ -100,13 +106,18 @@ class Fold:
 
 
 class RabbitMQDeadLetters:
-    """Browses, replays and discards; every call opens a link of its own and closes it."""
+    """Browses, replays and discards; every call opens a link of its own and closes it.
+
+    What a listing came to is kept, so that acting on each of its letters reads on from there: read from the letter on,
+    a thousand letters would cost a million entries.
+    """
 
     def __init__(self, addresses: Sequence[Address], names: Names, timeout: float) -> None:
         self._addresses = addresses
         self._names = names
         self._timeout = timeout
         self._make_token = Ids()
+        self._folds: dict[str, Fold] = {}
 
     async def browse(self, service: str) -> AsyncIterator[Letter]:
         """Yield the open letters as of now, oldest first; a service that never ran has none."""
@@ -119,6 +130,7 @@ class RabbitMQDeadLetters:
                 fold.add(entry)
                 if entry.offset >= last:
                     break
+        self._folds[service] = fold
         for letter in list(fold.open.values()):
             yield letter
 
@@ -139,8 +151,8 @@ class RabbitMQDeadLetters:
         async with self._claimed(letter) as (channel, _):
             await self._append(channel, letter, DISCARDED, "")
 
-    def _fold(self, service: str) -> Fold:
-        return Fold(service, self._names.of(""))
+    def _fold(self, service: str, next: int = 0) -> Fold:
+        return Fold(service, self._names.of(""), next)
 
     @asynccontextmanager
     async def _claimed(self, letter: Letter) -> AsyncIterator[tuple[Channel, Entry]]:
@@ -149,18 +161,18 @@ class RabbitMQDeadLetters:
         async with self._link() as link:
             channel = await link.channel(confirm=True)
             await self._append(channel, letter, CLAIM, token)
-            fold, found = self._fold(letter.service), None
-            async for entry in self._read(link, letter.service, int(letter.id.partition("-")[2])):
-                found = found or entry
+            offset = int(letter.id.partition("-")[2])
+            fold = self._folds.get(letter.service) or self._fold(letter.service, offset)
+            async for entry in self._read(link, letter.service, fold.next):
                 fold.add(entry)
                 if entry.headers.get(TOKEN) == token:
                     break
-            if letter.id not in fold.open or found is None:
+            if letter.id not in fold.open:
                 raise LookupError(f"dead letter {letter.id} of {letter.service} is not open any more")
             if fold.claims[letter.id][0] != token:
                 raise LookupError(f"dead letter {letter.id} of {letter.service} is being handled by somebody else")
             try:
-                yield channel, found
+                yield channel, await self._entry(link, letter.service, offset)
             except Exception:
                 await self._append(channel, letter, RELEASED, token)
                 raise
@@ -214,13 +226,22 @@ class RabbitMQDeadLetters:
         finally:
             await reading.aclose()
 
-    async def _read(self, link: Link, service: str, offset: str | int) -> AsyncGenerator[Entry, None]:
+    async def _entry(self, link: Link, service: str, offset: int) -> Entry:
+        reading = self._read(link, service, offset, ONE)
+        try:
+            return await anext(reading)
+        finally:
+            await reading.aclose()
+
+    async def _read(
+        self, link: Link, service: str, offset: str | int, prefetch: int = PREFETCH
+    ) -> AsyncGenerator[Entry, None]:
         channel = await link.channel()
         inbox: asyncio.Queue[Received | None] = asyncio.Queue()
         channel.on_delivery = inbox.put_nowait
         channel.on_end = lambda: inbox.put_nowait(None)
         try:
-            await channel.rpc(commands.Basic.Qos(prefetch_count=PREFETCH))
+            await channel.rpc(commands.Basic.Qos(prefetch_count=prefetch))
             await channel.rpc(
                 commands.Basic.Consume(queue=self._names.dead(service), arguments={"x-stream-offset": offset})
             )
@@ -251,6 +272,8 @@ class RabbitMQDeadLetters:
             try:
                 yield link
             except ConnectionError as error:
+                if isinstance(error, ChannelClosed) and error.code == 403:
+                    raise AccessRefused(f"{error.text}; it needs the right to read and to write") from error
                 raise BusUnavailable(f"the connection was lost: {error}", {}) from error
             finally:
                 await link.aclose()

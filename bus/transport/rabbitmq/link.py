@@ -291,7 +291,8 @@ class Link(asyncio.Protocol):
     def _closed_by_broker(self, code: int, text: str) -> None:
         # a limit of connections is a no that may turn into a yes
         if not self._opened.done() and code in {403, 530} and "connection limit" not in text:
-            self._opened.set_exception(LinkRefused(f"{self._address}: {code} {text}"))
+            told = f"{self._address}: {code} {text.rstrip('.')}; check the user, password and virtual host of BUS_URL"
+            self._opened.set_exception(LinkRefused(told))
         self._fail(LinkLost(f"{self._address}: {code} {text}"))
 
     def _beat(self) -> None:
