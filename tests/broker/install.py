@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 
 FOLDERS: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
+POLICY: Final = Path("/usr/sbin/policy-rc.d")
 MISSING: Final = (
     "The tests on a real broker need RabbitMQ: install the package rabbitmq-server (Debian, Ubuntu: "
     "apt install rabbitmq-server; macOS: brew install rabbitmq), or run Docker, or run the tests as root on Debian."
@@ -52,10 +54,21 @@ def _docker() -> bool:
 
 def _install() -> None:
     """Install Debian's package without letting it start its service."""
-    with tempfile.TemporaryDirectory() as folder:
-        policy = Path(folder) / "policy-rc.d"
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", "POLICYRCD": str(policy)}
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    with _no_services():
         for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "rabbitmq-server"]):
             subprocess.run(["apt-get", *command], env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def _no_services() -> Iterator[None]:
+    """Forbid packages to start services meanwhile, as Debian's policy layer has it."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()
