@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import aio_pika
 import pytest
 
-from bus import ConfigurationError, Event, Fate, Message, Queue, Service, immediate
+from bus import ConfigurationError, Event, Fate, Letter, Message, Queue, Service, immediate
 from bus.message import Outgoing
 from bus.transport.rabbitmq.address import addresses
 from bus.transport.rabbitmq.channel import Parcel
@@ -129,7 +130,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "attributes of other kinds": {"headers": {"cloudEvents_id": 7, "cloudEvents_type": True, "ce-source": 1.5}},
     "forged progress": {"headers": {"tidegate-attempt": "many", "tidegate-hops": "x", "tidegate-d3": True}},
     "expiration and user": {"expiration": 30, "user_id": "guest"},
-    "headers of 60 kB": {"headers": {f"h{n}": "x" * 600 for n in range(100)}},
+    "headers of 40 kB": {"headers": {f"h{n}": "x" * 600 for n in range(66)}},
     "control characters": {"headers": {"line": "a\nb\x1b[31m"}, "message_id": "id\r\nforged"},
 }
 
@@ -159,6 +160,38 @@ async def test_hostile_headers_and_properties_are_delivered_retried_and_dead_let
     assert letter.failure.attempts == 2
     # the broker itself obeys CC as it comes in, where it names a queue; no copy of ours goes there again
     assert len(strays) <= (1 if hostile is HOSTILE["CC and BCC"] else 0)
+
+
+@pytest.mark.parametrize("size", [60_000, 120_000])
+async def test_headers_that_leave_no_room_for_a_record_are_kept_whole_and_can_be_replayed(
+    rabbitmq: Stage, size: int
+) -> None:
+    ran: Log[Message] = Log()
+    service = Service("typed")
+
+    @service.on("order.placed")
+    async def work(message: Message) -> None:
+        ran.append(message)
+
+    headers = {f"h{number}": "x" * 1000 for number in range(size // 1000)} | {"nested": {"a": [1]}}
+    async with rabbitmq.hosting(service):
+        await rabbitmq.raw("order.placed", b"body", headers, message_id="big")
+        (letter,) = await rabbitmq.letters("typed")
+        assert (letter.failure.reason, letter.failure.attempts) == ("too-large", 0)
+        assert (letter.message.id, letter.message.type, letter.message.body) == ("big", "order.placed", b"body")
+        assert len(letter.message.headers) == size // 1000
+        await rabbitmq.transport.dead_letters.replay(letter)
+        (again,) = await wait_for_another(rabbitmq, letter)
+    assert (again.failed_again, again.message.headers) == (1, letter.message.headers)
+    assert ran == []
+
+
+async def wait_for_another(stage: Stage, letter: Letter) -> list[Letter]:
+    async with asyncio.timeout(20):
+        while True:
+            found = await stage.letters(letter.service)
+            if found[0].id != letter.id:
+                return found
 
 
 async def test_a_structured_event_of_another_product_is_read(rabbitmq: Stage) -> None:

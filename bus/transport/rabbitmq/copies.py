@@ -6,6 +6,7 @@ It keeps body, id and application headers. What would change what the broker doe
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -21,6 +22,11 @@ RECORD: Final = "tidegate-failure-"
 """What the headers of a failure record start with."""
 NESTED: Final = "tidegate-nested"
 """JSON of the original headers that are tables or arrays, which streams drop."""
+WRAPPED: Final = "tidegate-wrapped"
+"""Says that the body holds the original's content header and body."""
+PROGRESS: Final = (ATTEMPT, FIRST_FAILED_AT, NESTED, "x-stream-offset")
+MOST_COPIED: Final = 64_000
+"""Bytes of properties that a dead letter may have: 140 kB were seen to close the connection."""
 MOVED_PROPERTIES: Final = ("expiration", "user_id")
 
 
@@ -32,22 +38,46 @@ def retry(
     return _copy(raw, message, routing_key, {**progress, **added})
 
 
-def dead_letter(raw: bytes, message: Message, routing_key: str, failure: Failure) -> tuple[int, bytes]:
-    """Return flags and properties of a dead letter: the original and the failure record, in scalar headers."""
+def dead_letter(
+    raw: bytes, body: bytes, message: Message, routing_key: str, failure: Failure
+) -> tuple[int, bytes, bytes]:
+    """Return flags, properties and body of a dead letter: the original and the failure record, in scalar headers.
+
+    Headers that would not fit beside the record are kept whole in a wrapper body.
+    """
     record = {RECORD + name.replace("_", "-"): value for name, value in record_of(failure).items()}
     properties = _safe(raw)
     nested = {name: value for name, value in properties.get("headers", {}).items() if isinstance(value, dict | list)}
-    if nested:
-        record[NESTED] = _json(nested)
-    return _copy(raw, message, routing_key, record)
+    beside = {NESTED: _json(nested)} if nested else {}
+    flags, copied = _copy(raw, message, routing_key, record | beside)
+    if len(copied) <= MOST_COPIED:
+        return flags, copied, body
+    whole = _json({"header": b64encode(raw).decode(), "body": b64encode(body).decode()})
+    told = {**record, WRAPPED: True, ROUTING_KEY: routing_key, MADE_ID: message.id}
+    return *encode({"headers": told, "message_id": message.id, "delivery_mode": 2}), whole.encode()
 
 
-def replay(properties: Mapping[str, Any], added: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Return flags and properties of a replayed letter: what it was before it failed."""
-    kept = {name: value for name, value in properties.get("headers", {}).items() if not name.startswith(RECORD)}
-    for name in (ATTEMPT, FIRST_FAILED_AT, NESTED):
-        kept.pop(name, None)
-    return encode({**properties, "headers": _movable({**kept, **added}), "delivery_mode": 2})
+def unwrapped(headers: Mapping[str, Any], raw: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """Return the content header and the body of the original that a dead letter keeps."""
+    if not headers.get(WRAPPED):
+        return raw, body
+    import orjson
+
+    whole = orjson.loads(body)
+    return b64decode(whole["header"]), b64decode(whole["body"])
+
+
+def replay(raw: bytes, headers: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Return flags and properties of a replayed letter, what it was before it failed; `headers` are the letter's."""
+    properties = _safe(raw)
+    original = properties.get("headers", {})
+    kept = {name: value for name, value in original.items() if not (name.startswith(RECORD) or name in PROGRESS)}
+    kept |= {name: headers[name] for name in (ROUTING_KEY, MADE_ID) if name in headers}
+    if isinstance(nested := headers.get(NESTED), str):
+        import orjson
+
+        kept |= orjson.loads(nested)
+    return encode({**properties, "headers": _movable(kept), "delivery_mode": 2})
 
 
 def record_of(failure: Failure) -> dict[str, str]:

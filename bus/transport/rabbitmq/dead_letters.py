@@ -19,7 +19,7 @@ from pamqp import commands
 
 from ... import clock
 from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
-from ...message import Ids
+from ...message import MADE_ID, ROUTING_KEY, Ids
 from ...outcome import Failure, Letter
 from . import copies, envelope, wire
 from .address import Address
@@ -94,13 +94,17 @@ class Fold:
             self._replayed[place] = self._replayed.get(place, 0) + 1
 
     def _letter(self, entry: Entry) -> Letter:
-        arrived = envelope.decode(entry.received.header, entry.received.body, entry.key, ours=False)
-        failure = _failure(entry, self.service, self.prefix, arrived.message.time)
+        raw, body = copies.unwrapped(entry.headers, entry.received.header, entry.received.body)
+        key = str(entry.headers.get(ROUTING_KEY) or entry.key)
+        message = envelope.decode(raw, body, key, ours=False).message
+        if message.id_made_up and isinstance(made := entry.headers.get(MADE_ID), str):
+            message = replace(message, id=made)
+        failure = _failure(entry, self.service, self.prefix, message.time)
         return Letter(
             id=f"{GENERATION}-{entry.offset}",
             service=self.service,
             handler=failure.handler,
-            message=arrived.message,
+            message=message,
             failure=failure,
         )
 
@@ -137,13 +141,10 @@ class RabbitMQDeadLetters:
     async def replay(self, letter: Letter) -> None:
         """Send the letter back to its handler's queue as attempt 1, confirmed, and mark it as replayed."""
         async with self._claimed(letter) as (channel, entry):
-            headers = {name: value for name, value in entry.headers.items() if name != "x-stream-offset"}
-            flags, properties = copies.replay({**entry.properties, "headers": headers}, {})
+            raw, body = copies.unwrapped(entry.headers, entry.received.header, entry.received.body)
+            flags, properties = copies.replay(raw, entry.headers)
             queue = self._names.of(f"{letter.service}.{letter.handler}")
-            await self._store(
-                channel,
-                Parcel(letter.message.id, "", queue, flags, properties, entry.received.body, mandatory=True),
-            )
+            await self._store(channel, Parcel(letter.message.id, "", queue, flags, properties, body, mandatory=True))
             await self._append(channel, letter, REPLAYED, "")
 
     async def discard(self, letter: Letter) -> None:
@@ -190,7 +191,10 @@ class RabbitMQDeadLetters:
         await self._store(channel, Parcel(letter.id, "", stream, flags, properties, b"", mandatory=True))
 
     async def _store(self, channel: Channel, parcel: Parcel) -> None:
-        batch = channel.publish([parcel])
+        try:
+            batch = channel.publish([parcel])
+        except wire.Malformed as error:
+            raise PublishRefused(f"its headers do not fit into a frame: {error}", {parcel.id: Fate.REFUSED}) from error
         try:
             async with asyncio.timeout(self._timeout):
                 fate = (await batch.future)[0]

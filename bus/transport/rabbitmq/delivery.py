@@ -156,6 +156,9 @@ class RabbitMQDelivery:
 
     def _dead_letter(self, outcome: DeadLetter) -> Parcel:
         names, subscription = self._settling.names, self._settling.subscription
-        flags, properties = copies.dead_letter(self._received.header, self.message, self._key, outcome.failure)
+        received = self._received
+        flags, properties, body = copies.dead_letter(
+            received.header, received.body, self.message, self._key, outcome.failure
+        )
         exchange, key = names.dead(subscription.service), names.queue(subscription)
-        return Parcel(self.message.id, exchange, key, flags, properties, self._received.body, mandatory=True)
+        return Parcel(self.message.id, exchange, key, flags, properties, body, mandatory=True)

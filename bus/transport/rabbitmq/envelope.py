@@ -154,6 +154,7 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered
         content_type=_text(properties.get("content_type")) or JSON_CONTENT,
         headers=application,
         id_made_up=id is None,
+        header_bytes=len(raw),
         problems=tuple(problems),
     )
     return Arrived(
