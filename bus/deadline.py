@@ -26,7 +26,7 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Awaitable[T]) -> T:
-        """Await the work; raises TimeoutError when it was cancelled because its time was over."""
+        """Await the work; raises TimeoutError if it was cancelled because its time was over, or returned after that."""
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -34,18 +34,27 @@ class Deadline:
         if self._timer is None:
             self._timer = loop.call_later(self._limit, self._sweep, loop)
         try:
-            return await work
-        except asyncio.CancelledError as error:
-            if task in self._expired and task.uncancel() == 0:
-                self._expired.discard(task)
-                raise TimeoutError(f"the handler ran past its timeout of {self._limit:g} s") from error
+            result = await work
+        except BaseException as error:
+            # a cancellation that came beside ours goes on as one
+            if self._was_late(task) and isinstance(error, asyncio.CancelledError) and not task.cancelling():
+                raise self._too_late() from error
             raise
-        finally:
-            del self._due[task]
-            if task in self._expired:
-                # it swallowed the cancellation and came to an end of its own
-                self._expired.discard(task)
-                task.uncancel()
+        if self._was_late(task):
+            raise self._too_late()
+        return result
+
+    def _was_late(self, task: asyncio.Task[object]) -> bool:
+        """Note that a run is over, and tell whether it was cancelled; that cancellation is done with then."""
+        del self._due[task]
+        if task not in self._expired:
+            return False
+        self._expired.discard(task)
+        task.uncancel()
+        return True
+
+    def _too_late(self) -> TimeoutError:
+        return TimeoutError(f"the handler ran past its timeout of {self._limit:g} s")
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

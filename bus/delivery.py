@@ -25,12 +25,15 @@ from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, U
 from .event import Event, Events, decode_known
 from .failure import dead, judge, unreadable
 from .message import Message
-from .outcome import Ack, Outcome, Release
+from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Resources
 from .service import Handler, Middleware, Process
 from .settings import Settings
 from .transport import Delivery
 
+
+MOST_HEADERS: Final = 48_000
+"""Bytes of headers and properties that a message may come with: a copy of it must have room for a failure record."""
 
 Call: TypeAlias = Callable[[Event | Message, Context], Awaitable[Any]]
 """Calls the handler's function with what it subscribed to, and returns what it returned."""
@@ -86,7 +89,7 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         if hopeless := _hopeless(handler, delivery, settings):
             return hopeless
         try:
-            given = decode_known(known, message.type, message.body, message.version) if known else message
+            given = decode_known(known, message.type, message.body, message.version) if handler.events else message
         except Undecodable as error:
             return unreadable(handler, delivery, error, settings.deploy_grace)
         context = Context(
@@ -101,6 +104,12 @@ def running(handler: Handler, runtime: Runtime) -> Process:
             context.publish(*_events(await call(given, context)))
         except (Exception, SystemExit) as error:
             return judge(handler, delivery, error, random)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            cancelled = HandlerError("the handler ended in CancelledError, though nobody cancelled it")
+            cancelled.__cause__ = error
+            return judge(handler, delivery, cancelled, random)
         return Ack(context.outgoing)
 
     return run
@@ -109,7 +118,7 @@ def running(handler: Handler, runtime: Runtime) -> Process:
 def calling(handler: Handler, runtime: Runtime) -> Call:
     """Return how the handler is called: with its parameters, under its timeout, a plain function in a thread."""
     function = handler.function
-    awaited = inspect.iscoroutinefunction(inspect.unwrap(function))
+    awaited = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function))
     invoke = _awaited(function, handler.timeout) if awaited else _threaded(function, handler.timeout, runtime.threads)
     plain = {name: key for name, key in handler.needs.items() if key in (Context, Message)}
     needs = {name: key for name, key in handler.needs.items() if name not in plain}
@@ -118,8 +127,16 @@ def calling(handler: Handler, runtime: Runtime) -> Call:
         values = {name: context if key is Context else context.message for name, key in plain.items()}
         if not needs:
             return await invoke(given, values)
+        failed: BaseException | None = None
         async with AsyncExitStack() as stack:
-            return await invoke(given, values | await runtime.resources.values(needs, stack))
+            try:
+                return await invoke(given, values | await runtime.resources.values(needs, stack))
+            except BaseException as error:
+                failed = error
+                raise
+        # a resource that kept the exception for itself makes no success of it
+        assert failed is not None
+        raise failed
 
     return call
 
@@ -128,12 +145,7 @@ def _awaited(function: Any, timeout: float) -> Any:
     deadline = Deadline(timeout)
 
     async def invoke(given: Event | Message, values: dict[str, Any]) -> Any:
-        try:
-            return await deadline.run(function(given, **values))
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            raise HandlerError("the handler ended in CancelledError, though nobody cancelled it") from error
+        return await deadline.run(function(given, **values))
 
     return invoke
 
@@ -161,23 +173,29 @@ def settling(handler: Handler, process: Process, slots: Slots, random: Random) -
     runs = Runs()
 
     async def settle(delivery: Delivery) -> Outcome:
-        message = delivery.message
+        message, task = delivery.message, asyncio.current_task()
+        assert task is not None
         key = None if message.id_made_up else (message.id, delivery.attempt)
+        begun: Run | None = None
         try:
             outcome = await runs.earlier(key) if key is not None and delivery.redelivered else None
             if outcome is None:
-                runs.begin(key)
-                outcome = await process(delivery)
-        except Exception as error:
+                begun = runs.begin(key)
+                outcome = _checked(await process(delivery), task)
+        except (Exception, asyncio.CancelledError) as error:
+            if task.cancelling():
+                # a stop is neither success nor failure, whatever handler and middleware made of it
+                runs.end(begun, None)
+                raise asyncio.CancelledError from error
             outcome = judge(handler, delivery, error, random)
         except BaseException:
-            runs.end(key, None)
+            runs.end(begun, None)
             raise
         finally:
             slots.give()
         lost: Outcome | None = outcome
         try:
-            await _carry_out(handler, delivery, outcome, random)
+            outcome = await _carry_out(handler, delivery, outcome, random)
             lost = None
         except DeliveryLost:
             return Release()
@@ -188,11 +206,21 @@ def settling(handler: Handler, process: Process, slots: Slots, random: Random) -
     return settle
 
 
-async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, random: Random) -> None:
+def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
+    if task.cancelling():
+        raise asyncio.CancelledError
+    if not isinstance(outcome, Ack | Retry | DeadLetter | Release):
+        raise HandlerError(f"a middleware returned {type(outcome).__qualname__}: it returns an outcome")
+    return outcome
+
+
+async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, random: Random) -> Outcome:
     try:
         await delivery.settle(outcome)
     except Unroutable as error:
-        await delivery.settle(judge(handler, delivery, error, random))
+        outcome = judge(handler, delivery, error, random)
+        await delivery.settle(outcome)
+    return outcome
 
 
 Run: TypeAlias = tuple[str, int]
@@ -212,10 +240,11 @@ class Runs:
         self._running: dict[Run, asyncio.Future[Outcome | None] | None] = {}
         self._unsettled: dict[Run, Outcome] = {}
 
-    def begin(self, key: Run | None) -> None:
-        """Note that a run begins."""
+    def begin(self, key: Run | None) -> Run | None:
+        """Note that a run begins, and return its key."""
         if key is not None:
             self._running.setdefault(key, None)
+        return key
 
     def end(self, key: Run | None, unsettled: Outcome | None) -> None:
         """Note that a run is over, and keep its outcome if that is not settled."""
@@ -244,6 +273,9 @@ def _hopeless(handler: Handler, delivery: Delivery, settings: Settings) -> Outco
     if len(message.body) > settings.max_message_bytes:
         error: Exception = MessageTooLarge(message.type, len(message.body), settings.max_message_bytes)
         return dead(handler, delivery, "too-large", error, runs=0)
+    if message.header_bytes > MOST_HEADERS:
+        error = MessageTooLarge(message.type, message.header_bytes, MOST_HEADERS, "headers")
+        return dead(handler, delivery, "too-large", error, runs=0)
     if message.expires is not None and message.expires <= clock.now():
         error = TimeoutError(f"the message expired at {message.expires.isoformat()}")
         return dead(handler, delivery, "expired", error, runs=0)
@@ -258,7 +290,8 @@ def _events(returned: Any) -> Sequence[Event]:
         return ()
     if isinstance(returned, Event):
         return (returned,)
-    events = tuple(returned) if isinstance(returned, list | tuple | set | frozenset) else None
+    # no set: its order differs from run to run, and with it the ids
+    events = tuple(returned) if isinstance(returned, list | tuple) else None
     if events is None or not all(isinstance(event, Event) for event in events):
         raise HandlerError(f"the handler returned {type(returned).__qualname__}: it may return events, or None")
     return events

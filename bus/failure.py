@@ -31,11 +31,13 @@ def judge(handler: Handler, delivery: Delivery, error: BaseException, random: Ra
     """Return what a run that raised comes to: another attempt by the handler's policy, or a dead letter."""
     if isinstance(error, Reject):
         return dead(handler, delivery, "rejected", error)
-    delay = handler.retry.decide(delivery.attempt, error, random)
+    if isinstance(error, RetryAfter):
+        # the handler asked for it, so it does not matter which errors the policy is for
+        delay = max(error.delay, timedelta()) if delivery.attempt < handler.retry.attempts else None
+    else:
+        delay = handler.retry.decide(delivery.attempt, error, random)
     if delay is None:
         return dead(handler, delivery, "exhausted", error)
-    if isinstance(error, RetryAfter):
-        delay = max(error.delay, timedelta())
     return Retry(delay, failure(handler, delivery, "failed", error), delivery.attempt + 1)
 
 
@@ -84,7 +86,7 @@ def text_of(error: BaseException) -> str:
         text = str(error)
     except Exception as second:
         text = f"(its text cannot be had: str() raised {type(second).__qualname__})"
-    return text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " …"
+    return _writable(text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " …")
 
 
 def traceback_of(error: BaseException) -> str:
@@ -93,4 +95,9 @@ def traceback_of(error: BaseException) -> str:
         text = "".join(traceback.format_exception(error))
     except Exception as second:
         text = f"(the traceback cannot be had: formatting raised {type(second).__qualname__})"
-    return text if len(text) <= LONGEST_TRACEBACK else "… " + text[-LONGEST_TRACEBACK:]
+    return _writable(text if len(text) <= LONGEST_TRACEBACK else "… " + text[-LONGEST_TRACEBACK:])
+
+
+def _writable(text: str) -> str:
+    """Escape lone surrogates, as file names have them: no log and no wire could carry them."""
+    return text.encode("utf-8", "backslashreplace").decode()
