@@ -11,7 +11,7 @@ TidegateError
 │   ├── Unroutable          required=True, and no queue wanted the message
 │   ├── PublishRefused      the broker said no
 │   └── BusUnavailable      no connection, or no confirm, within the publish timeout
-├── MessageTooLarge         the body is over `BUS_MAX_MESSAGE_BYTES`
+├── MessageTooLarge         the body is over `BUS_MAX_MESSAGE_BYTES`, or the headers are over 32 KiB
 ├── AccessRefused           login, virtual host or permission refused
 ├── DeliveryLost            the connection of a delivery is gone: the message comes again
 ├── Reject                  raised by a handler: dead-letter at once
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from enum import Enum
+from typing import Literal
 
 
 class TidegateError(Exception):
@@ -94,16 +95,19 @@ class BusUnavailable(PublishError):
 
 
 class MessageTooLarge(TidegateError):
-    """An event's body is over the limit.
+    """An event's body or its headers are over the limit.
 
     Publish a reference to the data instead of the data, or raise `BUS_MAX_MESSAGE_BYTES` for publishers and workers.
+    The limit of headers is fixed: what is long belongs into the event.
     """
 
-    def __init__(self, type: str, size: int, limit: int) -> None:
-        super().__init__(
-            f"{type}: the body has {size:,} bytes, the limit is {limit:,}. Publish a reference to the data instead, "
-            "or raise BUS_MAX_MESSAGE_BYTES for publishers and workers alike."
-        )
+    def __init__(self, type: str, size: int, limit: int, part: Literal["body", "headers"] = "body") -> None:
+        remedy = {
+            "body": "Publish a reference to the data instead, "
+            "or raise BUS_MAX_MESSAGE_BYTES for publishers and workers alike.",
+            "headers": "Headers are for short values: put the data into the event.",
+        }
+        super().__init__(f"{type}: {size:,} bytes of {part}, the limit is {limit:,}. {remedy[part]}")
 
 
 class AccessRefused(TidegateError):

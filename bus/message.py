@@ -48,6 +48,8 @@ RESERVED_PREFIXES: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", "x-")
 
 DATASCHEMA: Final = "urn:tidegate:{type}:{version}"
 JSON_CONTENT: Final = "application/json"
+MOST_HEADERS: Final = 32 * 1024
+"""Bytes of headers that an event may have: the other half of what a copy carries is for the record of its failure."""
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -133,7 +135,7 @@ def wrap(
         correlation_id=(cause.correlation_id or cause.id) if cause else id,
         causation_id=cause.id if cause else None,
         hops=cause.hops + 1 if cause else 0,
-        headers=_with_trace(_checked(headers) if headers else None, cause),
+        headers=_with_trace(_checked(headers, kind) if headers else None, cause),
     )
 
 
@@ -142,12 +144,16 @@ def _named(cls: type[Event]) -> tuple[str, int]:
     return type_of(cls), cls.__schema__.version
 
 
-def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:
+def _checked(headers: Mapping[str, str], kind: str) -> Mapping[str, str]:
+    size = 0
     for name, value in headers.items():
         if name.lower() in RESERVED_HEADERS or name.startswith(RESERVED_PREFIXES):
             raise ConfigurationError(f"header {name!r}: that name means something to the broker, or to Tidegate itself")
         if not isinstance(value, str) or not 0 < len(name.encode()) <= 255:
             raise ConfigurationError(f"header {name!r}: a name has 1 to 255 bytes, and a value is a string")
+        size += len(name.encode()) + len(value.encode())
+    if size > MOST_HEADERS:
+        raise MessageTooLarge(kind, size, MOST_HEADERS, "headers")
     return headers
 
 

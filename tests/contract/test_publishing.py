@@ -7,9 +7,23 @@ import os
 import subprocess
 import sys
 
+import aio_pika
 import pytest
 
-from bus import AccessRefused, BusUnavailable, Fate, Message, MessageTooLarge, Service, Unroutable, connect
+from bus import (
+    AccessRefused,
+    BusUnavailable,
+    Context,
+    Fate,
+    Message,
+    MessageTooLarge,
+    PublishRefused,
+    Service,
+    Settings,
+    Unroutable,
+    connect,
+    immediate,
+)
 from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 
@@ -49,9 +63,7 @@ async def test_p1_what_was_published_survives_the_death_of_the_broker(own_broker
     log: Log[Message] = Log()
     async with staged("rabbitmq", own_broker.url(), publish_timeout=30) as stage:
         await stage.declare(listening(log))
-        await asyncio.sleep(
-            1.2
-        )  # a quorum queue that is younger than this is lost with its node: notes in operating.md
+        await asyncio.sleep(1.2)  # a quorum queue that is younger than this does not survive its node
         sent = [id for number in range(100) for id in await stage.bus.publish(Placed(number=number))]
         await asyncio.to_thread(own_broker.kill)
         await asyncio.to_thread(own_broker.start)
@@ -63,8 +75,7 @@ async def test_p1_publishing_raises_within_its_timeout_and_tells_the_fate_of_eac
     proxy: Proxy, vhost_name: str
 ) -> None:
     proxy.refuse(True)
-    async with connect(proxy.url(vhost_name), settings=None) as bus:
-        bus._transport._publisher._timeout = 0.3  # type: ignore[attr-defined]
+    async with connect(proxy.url(vhost_name), settings=Settings(publish_timeout=0.3)) as bus:
         with pytest.raises(BusUnavailable, match="publish again with id=") as raised:
             async with asyncio.timeout(5):
                 await bus.publish(Placed(), id="mine")
@@ -85,6 +96,16 @@ async def test_p1_a_publish_whose_confirm_never_comes_is_unknown_and_the_bus_wor
         await stage.bus.publish(Placed(number=2), id="two")
         async with stage.hosting(listening(log)):
             await log.holds(lambda seen: any(message.id == "two" for message in seen), "the second")
+
+
+async def test_p1_what_a_full_queue_refuses_raises_and_says_so(rabbitmq: Stage) -> None:
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        await channel.declare_queue("full", durable=True, arguments=arguments)
+    with pytest.raises(PublishRefused) as raised:
+        await rabbitmq.bus.publish(Placed(), id="mine", to="full")
+    assert raised.value.fates == {"mine": Fate.REFUSED}
+    await rabbitmq.bus.publish(Placed())
 
 
 async def test_p3_an_event_that_nobody_wants_is_legal(stage: Stage) -> None:
@@ -162,6 +183,24 @@ async def test_p5_what_comes_out_is_what_went_in(stage: Stage) -> None:
 async def test_p5_an_event_that_is_too_large_never_leaves(stage: Stage) -> None:
     with pytest.raises(MessageTooLarge, match="BUS_MAX_MESSAGE_BYTES"):
         await stage.bus.publish(Placed(note="x" * (1 << 20)))
+
+
+async def test_p5_headers_that_no_copy_could_carry_never_leave(stage: Stage) -> None:
+    with pytest.raises(MessageTooLarge, match="bytes of headers"):
+        await stage.bus.publish(Placed(), headers={"big": "x" * 33_000})
+
+
+async def test_p5_a_handler_whose_headers_are_too_large_has_failed_and_holds_nothing_up(stage: Stage) -> None:
+    service = Service("verbose")
+
+    @service.on(Placed, retry=immediate(2))
+    async def work(placed: Placed, context: Context) -> None:
+        context.publish(Shipped(), headers={"big": "x" * 200_000})
+
+    async with stage.hosting(service):
+        await stage.bus.publish(Placed())
+        (letter,) = await stage.letters("verbose")
+    assert (letter.failure.error_type, letter.failure.attempts) == ("MessageTooLarge", 2)
 
 
 async def test_p5_an_effect_names_its_cause_and_keeps_the_correlation(stage: Stage) -> None:
