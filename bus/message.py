@@ -74,6 +74,8 @@ class Message:
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
     id_made_up: bool = False
     """The message came without an id of its own, so a redelivery cannot be told from another equal message."""
+    header_bytes: int = field(default=0, compare=False)
+    """Bytes of its headers and properties as it came; 0 where it was made here."""
     problems: tuple[str, ...] = ()
     """What was wrong with its headers and properties, in words; the body is not looked at here."""
 
