@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any, Final
 
@@ -93,12 +93,14 @@ class Worker:
         """
         async with AsyncExitStack() as stack:
             opened = []
-            for service in self._services:
-                resources = Resources(service.resources, self._provided)
-                await stack.enter_async_context(resources.opened())
-                opened.append(resources)
             subscriptions = [h.subscription(self._events) for service in self._services for h in service.handlers]
-            if not await _unless(stop, self._transport.declare(subscriptions)):
+            async with _until(stop):
+                for service in self._services:
+                    resources = Resources(service.resources, self._provided)
+                    await stack.enter_async_context(resources.opened())
+                    opened.append(resources)
+                await self._transport.declare(subscriptions)
+            if stop.is_set():
                 return
             consuming = Countdown((subscription.name for subscription in subscriptions), started)
             async with asyncio.TaskGroup() as tasks:
@@ -209,18 +211,25 @@ class Countdown:
                 self._done()
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do the work unless `stop` is set before it is done; tell whether it was done."""
+@asynccontextmanager
+async def _until(stop: asyncio.Event) -> AsyncIterator[None]:
+    """Cancel what is done inside as soon as `stop` is set, and go on behind it; it stays in the caller's task."""
+
+    async def watch(scope: asyncio.Timeout) -> None:
+        await stop.wait()
+        scope.reschedule(asyncio.get_running_loop().time())
+
     try:
-        async with asyncio.TaskGroup() as tasks:
-            working = tasks.create_task(work)
-            stopping = tasks.create_task(stop.wait())
-            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-            working.cancel()
-            stopping.cancel()
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(None) as scope:
+            watching = tasks.create_task(watch(scope))
+            try:
+                yield
+            finally:
+                watching.cancel()
     except BaseExceptionGroup as group:
-        raise first_leaf(group) from None
-    return not working.cancelled()
+        (error,) = group.exceptions
+        if not (isinstance(error, TimeoutError) and scope.expired()):
+            raise error from None
 
 
 def first_leaf(error: BaseException) -> BaseException:

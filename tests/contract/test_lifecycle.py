@@ -1,19 +1,19 @@
-"""L: the life cycle of a worker, and what happens to its links."""
+"""L: the life cycle of a worker; its links are in test_links.py."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import aio_pika
 import pytest
 
-from bus import AccessRefused, Service, Settings, discovery, immediate
+from bus import AccessRefused, Context, Service, discovery, immediate
 from bus.middleware.logging import logging
 from bus.worker import Worker
 from tests.broker.fixtures import Shared
-from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 
 from .stage import Log, Placed, Shipped, Stage, staged
@@ -77,134 +77,6 @@ async def test_l1_nothing_that_finished_runs_again_after_a_stop(stage: Stage) ->
             await log.reaches(part)
             await hosted.stop()
     assert sorted(log) == list(range(600))
-
-
-async def test_l2_after_a_lost_connection_the_running_handler_finishes_once_and_is_not_run_again(
-    proxy: Proxy, vhost_name: str
-) -> None:
-    begun: Log[int] = Log()
-    ended: Log[int] = Log()
-    results: Log[int] = Log()
-    go = asyncio.Event()
-    service = Service("steady", concurrency=8)
-
-    @service.on(Placed)
-    async def work(placed: Placed) -> Shipped:
-        begun.append(placed.number)
-        await go.wait()
-        ended.append(placed.number)
-        return Shipped(number=placed.number)
-
-    @service.on(Shipped)
-    async def collect(shipped: Shipped) -> None:
-        results.append(shipped.number)
-
-    async with staged("rabbitmq", proxy.url(vhost_name)) as stage, stage.hosting(service):
-        for number in range(4):
-            await stage.bus.publish(Placed(number=number))
-        await begun.reaches(4)
-        proxy.drop()
-        await asyncio.sleep(0.5)  # long enough that the broker hands them out again
-        go.set()
-        await results.reaches(4)
-        await stage.bus.publish(Placed(number=9))
-        await results.reaches(5)
-    assert sorted(begun) == sorted(ended) == sorted(results) == [0, 1, 2, 3, 9]
-
-
-async def test_l2_still_running_and_new_deliveries_never_exceed_the_concurrency(proxy: Proxy, vhost_name: str) -> None:
-    running, most = 0, 0
-    done: Log[int] = Log()
-    service = Service("steady", concurrency=3)
-
-    @service.on(Placed)
-    async def work(placed: Placed) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.05)
-        running -= 1
-        done.append(placed.number)
-
-    async with staged("rabbitmq", proxy.url(vhost_name), publish_timeout=20) as stage, stage.hosting(service):
-        await stage.bus.publish(*(Placed(number=number) for number in range(30)))
-        for _ in range(4):
-            await asyncio.sleep(0.1)
-            proxy.drop()
-        await done.holds(lambda log: set(log) == set(range(30)), "all")
-    assert most <= 3
-
-
-async def test_l2_a_restarted_broker_is_consumed_from_again(own_broker: Node) -> None:
-    log: Log[int] = Log()
-    service = Service("steady")
-
-    @service.on(Placed)
-    async def work(placed: Placed) -> None:
-        log.append(placed.number)
-
-    async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage, stage.hosting(service):
-        await stage.bus.publish(Placed(number=1))
-        await asyncio.sleep(1.2)
-        await asyncio.to_thread(own_broker.stop)
-        await asyncio.to_thread(own_broker.start)
-        await stage.bus.publish(Placed(number=2))
-        await log.holds(lambda seen: set(seen) == {1, 2}, "both")
-
-
-async def test_l2_a_deleted_queue_is_declared_and_consumed_again(rabbitmq: Stage) -> None:
-    log: Log[int] = Log()
-    service = Service("steady")
-
-    @service.on(Placed)
-    async def work(placed: Placed) -> None:
-        log.append(placed.number)
-
-    async with (
-        rabbitmq.hosting(service),
-        await aio_pika.connect(rabbitmq.settings.url) as connection,
-        connection.channel() as channel,
-    ):
-        await rabbitmq.bus.publish(Placed(number=1))
-        await log.reaches(1)
-        await asyncio.sleep(0.2)  # 3.10 crashes the connection where a queue goes in the moment it is consumed
-        await channel.queue_delete("steady.work")
-        async with asyncio.timeout(20):
-            number = 2
-            while 2 not in {min(2, n) for n in log}:
-                await rabbitmq.bus.publish(Placed(number=number))
-                number += 1
-                await asyncio.sleep(0.1)
-
-
-async def test_l2_a_handler_whose_queue_is_deleted_still_publishes_what_it_returns(rabbitmq: Stage) -> None:
-    begun: Log[int] = Log()
-    results: Log[int] = Log()
-    go = asyncio.Event()
-    service = Service("steady")
-
-    @service.on(Placed)
-    async def work(placed: Placed) -> Shipped:
-        begun.append(placed.number)
-        await go.wait()
-        return Shipped(number=placed.number)
-
-    @service.on(Shipped)
-    async def collect(shipped: Shipped) -> None:
-        results.append(shipped.number)
-
-    async with (
-        rabbitmq.hosting(service),
-        await aio_pika.connect(rabbitmq.settings.url) as connection,
-        connection.channel() as channel,
-    ):
-        await rabbitmq.bus.publish(Placed(number=1))
-        await begun.reaches(1)
-        await asyncio.sleep(0.2)  # 3.10 crashes the connection where a queue goes in the moment it is consumed
-        await channel.queue_delete("steady.work")
-        await asyncio.sleep(0.2)
-        go.set()
-        await results.reaches(1)
 
 
 async def test_l3_a_queue_with_other_arguments_stops_its_own_handler_only_and_says_why(
@@ -344,39 +216,9 @@ async def test_l5_a_worker_can_be_stopped_while_it_waits_for_its_broker(proxy: P
     async with staged("rabbitmq", proxy.url(vhost_name)) as stage:
         stop = asyncio.Event()
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-            worker = Worker(
-                stage.transport,
-                [service],
-                app="contract",
-                events=discovery.named([service]),
-                settings=replace(Settings(), grace=1),
-                log=logging(),
-            )
-            tasks.create_task(worker.run(stop))
+            tasks.create_task(worker(stage, service).run(stop))
             await asyncio.sleep(0.2)
             stop.set()
-
-
-async def test_l2_a_link_that_only_half_works_is_found(proxy: Proxy, vhost_name: str) -> None:
-    log: Log[int] = Log()
-    service = Service("steady")
-
-    @service.on(Placed)
-    async def work(placed: Placed) -> None:
-        log.append(placed.number)
-
-    async with (
-        staged("rabbitmq", f"{proxy.url(vhost_name)}?heartbeat=1", publish_timeout=20) as stage,
-        stage.hosting(service),
-    ):
-        await stage.bus.publish(Placed(number=1))
-        await log.reaches(1)
-        proxy.blackhole(up=False, down=True)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(stage.bus.publish(Placed(number=2)))
-            await asyncio.sleep(3.5)
-            proxy.blackhole(up=False, down=False)
-        await log.holds(lambda seen: set(seen) == {1, 2}, "the second")
 
 
 async def test_access_is_refused_with_one_line(broker: Shared) -> None:
@@ -391,3 +233,101 @@ async def test_access_is_refused_with_one_line(broker: Shared) -> None:
             async with stage.hosting(service):
                 pass
     assert raised.group_contains(AccessRefused, match="ACCESS_REFUSED")
+
+
+async def test_l5_a_stop_while_a_resource_opens_closes_those_that_are_open(stage: Stage) -> None:
+    log: Log[str] = Log()
+    service = Service("early")
+
+    @service.resource
+    async def first() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            log.append("first is closed")
+
+    @service.resource
+    async def second(first: int) -> AsyncIterator[str]:
+        log.append("second opens")
+        await asyncio.Event().wait()
+        yield ""
+
+    @service.on(Placed)
+    async def work(placed: Placed, second: str) -> None: ...
+
+    stop, started = asyncio.Event(), asyncio.Event()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(worker(stage, service).run(stop, started.set))
+        await log.reaches(1)
+        stop.set()
+    assert log == ["second opens", "first is closed"]
+    assert not started.is_set()
+
+
+async def test_l5_a_resource_that_cannot_be_opened_ends_the_worker_with_what_it_raised(stage: Stage) -> None:
+    service = Service("early")
+
+    @service.resource
+    async def pool() -> AsyncIterator[int]:
+        raise TimeoutError("no database")
+        yield 1
+
+    @service.on(Placed)
+    async def work(placed: Placed, pool: int) -> None: ...
+
+    with pytest.raises(TimeoutError, match="no database"):
+        await worker(stage, service).run(asyncio.Event())
+
+
+async def test_l5_a_stop_before_the_start_runs_nothing(stage: Stage) -> None:
+    ran: Log[int] = Log()
+    service = Service("early")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        ran.append(placed.number)
+
+    await stage.declare(service)
+    await stage.bus.publish(Placed(number=1))
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(10):
+        await worker(stage, service).run(stop)
+    assert ran == []
+    async with stage.hosting(service):
+        await ran.reaches(1)
+
+
+async def test_l1_a_thread_that_outlasts_the_grace_is_released_and_its_message_comes_again(stage: Stage) -> None:
+    attempts: Log[int] = Log()
+    loop, go, fresh = asyncio.get_running_loop(), threading.Event(), [True]
+    service = Service("slow")
+
+    @service.on(Placed)
+    def slow(placed: Placed, context: Context) -> None:
+        hanging = bool(fresh) and fresh.pop()
+        loop.call_soon_threadsafe(attempts.append, context.attempt)
+        if hanging:
+            go.wait(30)
+
+    try:
+        async with stage.hosting(service, grace=0.2) as hosted:
+            await stage.bus.publish(Placed())
+            await attempts.reaches(1)
+            await hosted.stop()
+        async with stage.hosting(service):
+            await attempts.reaches(2)
+    finally:
+        go.set()
+    assert attempts == [1, 1]
+
+
+def worker(stage: Stage, service: Service) -> Worker:
+    return Worker(
+        stage.transport,
+        [service],
+        app="contract",
+        events=discovery.named([service]),
+        settings=replace(stage.settings, grace=1),
+        log=logging(),
+    )
