@@ -48,7 +48,7 @@ RESERVED_PREFIXES: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", "x-")
 
 DATASCHEMA: Final = "urn:tidegate:{type}:{version}"
 JSON_CONTENT: Final = "application/json"
-MOST_HEADERS: Final = 32 * 1024
+MOST_PUBLISHED: Final = 32 * 1024
 """Bytes of headers that an event may have: the other half of what a copy carries is for the record of its failure."""
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -154,8 +154,8 @@ def _checked(headers: Mapping[str, str], kind: str) -> Mapping[str, str]:
         if not isinstance(value, str) or not 0 < len(name.encode()) <= 255:
             raise ConfigurationError(f"header {name!r}: a name has 1 to 255 bytes, and a value is a string")
         size += len(name.encode()) + len(value.encode())
-    if size > MOST_HEADERS:
-        raise MessageTooLarge(kind, size, MOST_HEADERS, "headers")
+    if size > MOST_PUBLISHED:
+        raise MessageTooLarge(kind, size, MOST_PUBLISHED, "headers")
     return headers
 
 
