@@ -22,8 +22,8 @@ from .settings import check_name
 from .transport import Delivery, Subscription
 
 
-Published: TypeAlias = Event | Iterable[Event] | None
-"""What a handler returns: the events to publish with its ack."""
+Published: TypeAlias = Event | Sequence[Event] | None
+"""What a handler returns: the events to publish with its ack, a list or tuple of them in their order."""
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Event)
@@ -212,7 +212,7 @@ class Service:
 def check(services: Sequence[Service], provided: Iterable[Key] = ()) -> None:
     """Raise ConfigurationError, with a line for each problem, where services and handlers do not fit together."""
     given = set(provided)
-    problems = _twice("service", [(service.name, repr(service)) for service in services])
+    problems = _twice("service", [(service.name, _place(service)) for service in services])
     for service in services:
         names = [(handler.subscription_name, where(handler.function)) for handler in service.handlers]
         problems += _twice("handler", names)
@@ -227,6 +227,11 @@ def check(services: Sequence[Service], provided: Iterable[Key] = ()) -> None:
         ]
     if problems:
         raise ConfigurationError(*problems)
+
+
+def _place(service: Service) -> str:
+    functions = [handler.function for handler in service.handlers] + [r.function for r in service.resources]
+    return f"the one of {where(functions[0])}" if functions else f"one without handlers, {service!r}"
 
 
 def _twice(what: str, named: list[tuple[str, str]]) -> list[str]:
@@ -249,8 +254,12 @@ def _handler(
     concurrency: int | None,
 ) -> Handler:
     place = where(function)
+    if not inspect.isroutine(function):
+        raise ConfigurationError(f"{place}: a handler is a function, and its name is the queue's")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{place}: a handler returns its events, or hands them to its Context; it yields none")
     events = tuple(source for source in sources if isinstance(source, type) and issubclass(source, Event))
-    patterns = tuple(topic.check(source) for source in sources if isinstance(source, str))
+    patterns = tuple(_pattern(source, place) for source in sources if isinstance(source, str))
     queues = tuple(source.name for source in sources if isinstance(source, Queue))
     if not sources or len(events) + len(patterns) + len(queues) != len(sources) or (events and patterns + queues):
         raise ConfigurationError(f"{place}: on() takes event classes, or topic patterns and Queue(…), but not both")
@@ -261,7 +270,7 @@ def _handler(
         )
     return Handler(
         service=service.name,
-        name=check_name("handler", name or function.__name__),
+        name=check_name(f"{place}: handler", name or function.__name__),
         function=function,
         events=events,
         patterns=patterns,
@@ -271,6 +280,13 @@ def _handler(
         concurrency=None if concurrency is None else _concurrency(place, concurrency),
         needs=_needs(function, place),
     )
+
+
+def _pattern(pattern: str, place: str) -> str:
+    try:
+        return topic.check(pattern)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error}") from None
 
 
 def _needs(function: Callable[..., Any], place: str) -> dict[str, Key]:
@@ -283,8 +299,8 @@ def _needs(function: Callable[..., Any], place: str) -> dict[str, Key]:
     hints = resources.hints_of(function)
     needs = {}
     for parameter in parameters[1:]:
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            raise ConfigurationError(f"{place}: *{parameter.name}: parameters are found by annotation, one by one")
+        if parameter.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
+            raise ConfigurationError(f"{place}: parameter '{parameter}': parameters are passed by name, one by one")
         if parameter.name in hints:
             needs[parameter.name] = hints[parameter.name]
         elif parameter.default is inspect.Parameter.empty:
