@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import selectors
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 
@@ -53,7 +55,8 @@ class VirtualTime:
         self._deadline = float("inf")
         self._now = 0.0
         self._jobs = 0
-        self._threads = set(threading.enumerate())
+        self._executors: set[concurrent.futures.Executor] = set()
+        self._threads = {thread for thread in threading.enumerate() if not _idle(thread)}
         self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]
         self.stands: Callable[[], None] = lambda: None
         """Called when time will not come to anything: nothing is left that could happen, or real time is over."""
@@ -62,8 +65,9 @@ class VirtualTime:
     def installed(self) -> Iterator[None]:
         """Change the loop; on the way out its clock goes on from where it is, so that old timers stay right."""
         loop = self._loop
-        selector, real_time, run_in_executor = loop._selector, loop.time, loop.run_in_executor
-        loop.skipped, self._now = 0.0, real_time()
+        selector, before, run_in_executor = loop._selector, loop.time, loop.run_in_executor
+        real_time = before.real_time if isinstance(before, _Ahead) else before
+        loop.skipped, self._now = 0.0, before()
         loop.time = self._time
         loop.run_in_executor = self._counted(run_in_executor)
         loop._selector = _SkippingSelector(selector, self._wait)
@@ -72,16 +76,16 @@ class VirtualTime:
         finally:
             loop._selector = selector
             loop.run_in_executor = run_in_executor
-            ahead = self._now - real_time()
             del loop.skipped
-            loop.time = lambda: real_time() + ahead
+            loop.time = _Ahead(real_time, self._now - real_time())
 
     def _time(self) -> float:
         """Return the loop's clock: it moves by jumps and by real waits, not by what the machine takes to compute.
 
         So the same test has the same order on a busy machine; and what was asked for first is due first.
         """
-        self._now += TICK
+        # after half a year a float has no room for the tick: a clock that stands still would hang the loop
+        self._now = max(self._now + TICK, math.nextafter(self._now, math.inf))
         return self._now
 
     def _really(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
@@ -113,21 +117,19 @@ class VirtualTime:
         """Return what outside of the loop may wake it, in words; None if nothing can."""
         if self._jobs:
             return f"{self._jobs} job(s) of an executor are running"
-        if running := [thread.name for thread in threading.enumerate() if self._may_wake(thread)]:
+        # jobs are counted, so what else these executors' threads do is wait for one
+        known = self._threads.union(*(getattr(executor, "_threads", ()) for executor in self._executors))
+        threads = [thread for thread in threading.enumerate() if thread not in known]
+        if running := [thread.name for thread in threads if not _idle(thread)]:
             return f"the thread {running[0]!r} is running"
         if opened := set(self._loop._selector.get_map()) - self._sockets:
             return f"{len(opened)} socket(s) or pipe(s) are open"
         return None
 
-    def _may_wake(self, thread: threading.Thread) -> bool:
-        if thread in self._threads or thread.name.startswith("asyncio_"):
-            return False  # older than the Tester, or a thread of the default executor, whose jobs are counted
-        # anyio's worker threads say themselves when they are idle
-        return thread not in getattr(thread, "idle_workers", ())
-
     def _counted(self, run_in_executor: Callable[..., Any]) -> Callable[..., Any]:
         def run(executor: concurrent.futures.Executor | None, function: Callable[..., Any], *arguments: Any) -> Any:
             future = run_in_executor(executor, function, *arguments)
+            self._executors.add(executor or self._loop._default_executor)
             self._jobs += 1
             future.add_done_callback(self._job_done)
             return future
@@ -146,10 +148,12 @@ class VirtualTime:
             return select(0)
         if not self._asked:
             return self._really(select, timeout)
+        # asked before the last look: what ends in between has woken the selector by then
+        held = self._busy() and self._outside() is not None
         for _ in range(TURNS):
             if ready := select(0):
                 return ready
-        if self._busy() and self._outside():
+        if held:
             return self._really(select, BREATH if timeout is None else min(timeout, BREATH))
         if self._until is not None:
             timeout = max(min(self._until - self._now, float("inf") if timeout is None else timeout), 0.0)
@@ -159,6 +163,22 @@ class VirtualTime:
         self._now += timeout
         self._loop.skipped += timeout
         return []
+
+
+def _idle(thread: threading.Thread) -> bool:
+    """Tell whether the thread is one of anyio's workers and waits for a job: they say it themselves."""
+    return thread in getattr(thread, "idle_workers", ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """The loop's clock after a Tester: real time, and what the clock is ahead of it."""
+
+    real_time: Callable[[], float]
+    seconds: float
+
+    def __call__(self) -> float:
+        return self.real_time() + self.seconds
 
 
 class _SkippingSelector(selectors.BaseSelector):
