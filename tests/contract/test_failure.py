@@ -1,21 +1,21 @@
-"""F: failure."""
+"""F: failure; dead letters and their replay are in test_dead_letters.py."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import aio_pika
 import pytest
 
-from bus import Context, Letter, Message, Reject, RetryAfter, Service, exponential, fixed, immediate
-from bus.message import Outgoing
+from bus import Context, Message, Policy, RetryAfter, Service, exponential, fixed, immediate
 from tests.broker.fixtures import Shared
+from tests.broker.node import Node
 
-from .stage import Log, Placed, Shipped, Stage
+from .stage import Log, Placed, Stage, staged
 
 
 async def test_f1_only_the_handler_that_failed_sees_the_message_again_and_never_early(stage: Stage) -> None:
@@ -208,79 +208,6 @@ async def test_f3_a_retry_of_a_foreign_message_keeps_what_would_break_it_aside(r
     assert second.headers["plain"] == first.headers["plain"] == "7"
 
 
-class Odd(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("even its text fails")
-
-
-@pytest.mark.parametrize(
-    ("error", "reason", "attempts", "kind"),
-    [
-        (ValueError("no"), "exhausted", 2, "ValueError"),
-        (Reject("never"), "rejected", 1, "Reject"),
-        (Odd(), "exhausted", 2, "Odd"),
-        (SystemExit(3), "exhausted", 2, "SystemExit"),
-        (ExceptionGroup("many", [ValueError("one")]), "exhausted", 2, "ExceptionGroup"),
-        (asyncio.CancelledError(), "exhausted", 2, "HandlerError"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
-)
-async def test_f4_what_a_handler_gives_up_on_is_kept_with_its_record(
-    stage: Stage, error: BaseException, reason: str, attempts: int, kind: str
-) -> None:
-    service = Service("failing")
-
-    @service.on(Placed, retry=immediate(2))
-    async def fail(placed: Placed) -> None:
-        raise error
-
-    async with stage.hosting(service):
-        (id,) = await stage.bus.publish(Placed(number=9), headers={"tenant": "blue"})
-        (letter,) = await stage.letters("failing")
-    failure = letter.failure
-    assert (failure.reason, failure.attempts, failure.error_type) == (reason, attempts, kind)
-    assert (failure.service, failure.handler, letter.handler) == ("failing", "fail", "fail")
-    assert (letter.message.id, letter.message.headers["tenant"]) == (id, "blue")
-    assert json.loads(letter.message.body) == {"number": 9, "note": ""}
-    assert "Traceback" in failure.traceback or "cannot be had" in failure.traceback
-    assert ":" in failure.worker
-
-
-async def test_f4_what_expired_is_not_run(stage: Stage) -> None:
-    ran: Log[int] = Log()
-    service = Service("late")
-
-    @service.on(Placed)
-    async def work(placed: Placed) -> None:
-        ran.append(1)
-
-    message = stage.bus.message(Placed())
-    past = datetime.now(UTC) - timedelta(seconds=1)
-    expired = Message(**{name: getattr(message, name) for name in Message.__dataclass_fields__} | {"expires": past})
-    async with stage.hosting(service):
-        await stage.transport.publish([Outgoing(expired)])
-        (letter,) = await stage.letters("late")
-    assert (letter.failure.reason, letter.failure.attempts, ran) == ("expired", 0, [])
-
-
-async def test_f4_an_event_storm_ends(stage: Stage) -> None:
-    service = Service("storm")
-
-    @service.on(Placed)
-    async def there(placed: Placed) -> Shipped:
-        return Shipped(number=placed.number + 1)
-
-    @service.on(Shipped)
-    async def back(shipped: Shipped) -> Placed:
-        return Placed(number=shipped.number + 1)
-
-    async with stage.hosting(service, max_hops=6):
-        await stage.bus.publish(Placed())
-        (letter,) = await stage.letters("storm")
-    assert letter.failure.reason == "hops"
-    assert letter.message.hops == 7
-
-
 async def test_f6_while_the_broker_refuses_the_copy_the_handler_is_not_run_again(
     rabbitmq: Stage, broker: Shared, vhost_name: str
 ) -> None:
@@ -319,80 +246,72 @@ async def test_f6_while_the_broker_refuses_the_copy_the_handler_is_not_run_again
     assert (await stored())["refused.fail"] == 0
 
 
-async def test_f7_a_replay_reaches_only_the_handler_that_gave_up_and_starts_again_at_one(stage: Stage) -> None:
-    log: Log[tuple[str, int]] = Log()
-    healthy = False
-    service = Service("shop")
+async def test_f1_a_retry_outlives_the_broker(own_broker: Node) -> None:
+    attempts: Log[tuple[int, float]] = Log()
+    service = Service("failing")
 
-    @service.on(Placed, name="broken", retry=immediate(2))
-    async def broken(placed: Placed, context: Context) -> None:
-        log.append(("broken", context.attempt))
-        if not healthy:
+    @service.on(Placed, retry=fixed(3, 3))
+    async def fail(placed: Placed, context: Context) -> None:
+        attempts.append((context.attempt, time.monotonic()))
+        if context.attempt == 1:
             raise ValueError
 
-    @service.on(Placed, name="fine")
-    async def fine(placed: Placed, context: Context) -> None:
-        log.append(("fine", context.attempt))
-
-    async with stage.hosting(service):
+    async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage, stage.hosting(service):
+        await asyncio.sleep(1.2)  # a quorum queue that is younger than this does not survive its node
         await stage.bus.publish(Placed())
-        (letter,) = await stage.letters("shop")
-        await stage.transport.dead_letters.replay(letter)
-        (again,) = await wait_for_another(stage, letter)
-        assert (again.failed_again, again.message.id) == (1, letter.message.id)
-        healthy = True
-        await stage.transport.dead_letters.replay(again)
-        await log.reaches(6)
-        assert [entry async for entry in stage.transport.dead_letters.browse("shop")] == []
-    assert [attempt for who, attempt in log if who == "broken"] == [1, 2, 1, 2, 1]
-    assert [attempt for who, attempt in log if who == "fine"] == [1]
+        await attempts.reaches(1)
+        await asyncio.sleep(0.3)  # so that the copy is confirmed and the original acked
+        await asyncio.to_thread(own_broker.kill)
+        await asyncio.to_thread(own_broker.start)
+        await attempts.reaches(2)
+    (first, began), (second, again) = attempts
+    assert (first, second) == (1, 2)
+    assert again - began >= 3
 
 
-async def wait_for_another(stage: Stage, letter: Letter) -> list[Letter]:
-    async with asyncio.timeout(20):
-        while True:
-            found = await stage.letters("shop")
-            if found[0].id != letter.id:
-                return found
+async def test_f2_attempts_are_counted_across_replicas(stage: Stage) -> None:
+    attempts: dict[int, list[int]] = {}
+    service = Service("failing", concurrency=2)
+
+    @service.on(Placed, retry=immediate(4))
+    async def fail(placed: Placed, context: Context) -> None:
+        attempts.setdefault(placed.number, []).append(context.attempt)
+        raise ValueError
+
+    async with stage.hosting(service), stage.hosting(service):
+        await stage.bus.publish(*(Placed(number=number) for number in range(20)))
+        await stage.letters("failing", 20)
+    assert attempts == {number: [1, 2, 3, 4] for number in range(20)}
 
 
-async def test_f7_a_letter_is_replayed_or_discarded_once(stage: Stage) -> None:
+DELETED = {
+    "the retries' exchange": ("exchange", "shop.retry", fixed(2, 0.2)),
+    "the queue of a step": ("queue", "shop.retry.200", fixed(2, 0.2)),
+    "the exchange of the way back": ("exchange", "shop.return", immediate(2)),
+    "the dead letters' exchange": ("exchange", "shop.dead", immediate(1)),
+    "the dead letters' stream": ("queue", "shop.dead", immediate(1)),
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "policy"), DELETED.values(), ids=DELETED.keys())
+async def test_f6_a_copy_whose_way_was_deleted_is_stored_once_it_is_there_again(
+    rabbitmq: Stage, kind: str, name: str, policy: Policy
+) -> None:
+    attempts: Log[int] = Log()
     service = Service("shop")
 
-    @service.on(Placed)
-    async def reject(placed: Placed) -> None:
-        raise Reject("no")
+    @service.on(Placed, retry=policy)
+    async def fail(placed: Placed, context: Context) -> None:
+        attempts.append(context.attempt)
+        raise ValueError
 
-    async with stage.hosting(service):
-        await stage.bus.publish(*(Placed(number=number) for number in range(3)))
-        first, second, third = await stage.letters("shop", 3)
-    dead = stage.transport.dead_letters
-    await dead.discard(first)
-    await dead.replay(second)
-    for letter in (first, second):
-        for act in (dead.replay, dead.discard):
-            with pytest.raises(LookupError, match="not open any more"):
-                await act(letter)
-    assert [letter.id async for letter in dead.browse("shop")] == [third.id]
-
-
-async def test_f7_fifty_looks_change_nothing(stage: Stage) -> None:
-    service = Service("shop")
-
-    @service.on(Placed)
-    async def reject(placed: Placed) -> None:
-        raise Reject("no")
-
-    async with stage.hosting(service):
-        await stage.bus.publish(*(Placed(number=number) for number in range(5)))
-        before = await stage.letters("shop", 5)
-    looks = 50 if stage.kind == "memory" else 10
-    for _ in range(looks):
-        assert [letter async for letter in stage.transport.dead_letters.browse("shop")] == before
-    if stage.kind == "rabbitmq":
-        async with asyncio.TaskGroup() as tasks:
-            found = [tasks.create_task(stage.letters("shop", 5)) for _ in range(40)]
-        assert all(task.result() == before for task in found)
+    async with rabbitmq.hosting(service):
+        async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+            await (channel.exchange_delete if kind == "exchange" else channel.queue_delete)(name)
+        await rabbitmq.bus.publish(Placed())
+        (letter,) = await rabbitmq.letters("shop")
+    assert attempts == list(range(1, policy.attempts + 1))
+    assert letter.failure.attempts == policy.attempts
 
 
 async def test_f8_an_async_handler_past_its_timeout_is_cancelled_and_has_failed(stage: Stage) -> None:

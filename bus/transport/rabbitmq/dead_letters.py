@@ -19,7 +19,7 @@ from pamqp import commands
 
 from ... import clock
 from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
-from ...message import MADE_ID, ROUTING_KEY, Ids
+from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ROUTING_KEY, Ids
 from ...outcome import Failure, Letter
 from . import copies, envelope, wire
 from .address import Address
@@ -291,22 +291,33 @@ def _failure(entry: Entry, service: str, prefix: str, at: datetime) -> Failure:
         name.removeprefix(copies.RECORD).replace("-", "_"): str(value)
         for name, value in entry.headers.items()
         if name.startswith(copies.RECORD)
-    }
-    # the broker's own letters have the queue's name as their key, those that found no way back a retry's key
-    queue = entry.key.removeprefix(prefix)
-    handler = record.get("handler") or queue.rpartition(".")[2]
+    } or _told_by_broker(entry)
+    handler = record.get("handler") or entry.key.removeprefix(prefix).rpartition(".")[2]
     reason: Any = record.get("reason", "broker")
     return Failure(
         service=service,
         handler=handler,
         reason=reason,
         error_type=record.get("error_type", ""),
-        error=record.get(
-            "error", "the broker dead-lettered it by itself: its delivery limit, or no queue to return to"
-        ),
+        error=record.get("error", ""),
         traceback=record.get("traceback", ""),
         attempts=int(record["attempts"]) if record.get("attempts", "").isdecimal() else 0,
         first_failed_at=copies.moment(record.get("first_failed_at"), at),
         last_failed_at=copies.moment(record.get("last_failed_at"), at),
         worker=record.get("worker", ""),
     )
+
+
+def _told_by_broker(entry: Entry) -> dict[str, str]:
+    """Return the record of a letter that no worker wrote; a stream keeps little of what the broker knew."""
+    queue, why = entry.headers.get("x-first-death-queue"), entry.headers.get("x-first-death-reason")
+    # what died in the handler's own queue has that queue's name as its key; a retry that came back has the retry's
+    if queue == entry.key:
+        error = f"the broker dead-lettered it by itself, in queue {queue!r}: {why}"
+        return {"reason": "expired" if why == "expired" else "broker", "error": error}
+    attempt = entry.headers.get(ATTEMPT)
+    return {
+        "error": "a retry found no queue to return to: is the handler renamed or removed?",
+        "attempts": str(attempt - 1) if isinstance(attempt, int) else "",
+        "first_failed_at": str(entry.headers.get(FIRST_FAILED_AT)),
+    }
