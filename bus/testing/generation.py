@@ -57,7 +57,8 @@ class Generation:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         if not self._abandoned:
-            del self._driven[task]
+            # one that was cancelled before its first step has a coroutine that nobody ever awaited
+            self._driven.pop(task).close()
 
     async def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return await self._resumed(coroutine)
