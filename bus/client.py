@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from . import settings as environment
 from .clock import Seconds
@@ -132,7 +131,7 @@ def connect_sync(
 
 def transport(settings: Settings) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of the settings' URL; the only place that picks one."""
-    scheme = urlsplit(settings.url).scheme
+    scheme = settings.url.partition("://")[0].lower() if "://" in settings.url else ""
     if scheme == "memory":
         from .transport.memory import MemoryTransport
 

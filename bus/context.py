@@ -59,12 +59,14 @@ class Context:
         if no queue wants the event. `to` names one queue to send to. Raises MessageTooLarge at once.
         """
         wait = until(delay, at)
-        for event in events:
+        made = []
+        for position, event in enumerate(events, len(self._outgoing)):
             kind = event.__class__.__schema__.type or event.__class__.__name__
-            id = derived_id(self.message.id, self._subscription, len(self._outgoing), kind)
+            id = derived_id(self.message.id, self._subscription, position, kind)
             message = wrap(event, id=id, source=self._source, limit=self._limit, cause=self.message, headers=headers)
-            self._outgoing.append(Outgoing(message, wait, required, to))
-        return [outgoing.message.id for outgoing in self._outgoing[len(self._outgoing) - len(events) :]]
+            made.append(Outgoing(message, wait, required, to))
+        self._outgoing += made
+        return [outgoing.message.id for outgoing in made]
 
     @property
     def outgoing(self) -> tuple[Outgoing, ...]:

@@ -156,11 +156,11 @@ def _checked(headers: Mapping[str, str], kind: str) -> Mapping[str, str]:
         size += len(name.encode()) + len(value.encode())
     if size > MOST_PUBLISHED:
         raise MessageTooLarge(kind, size, MOST_PUBLISHED, "headers")
-    return headers
+    return MappingProxyType(dict(headers))
 
 
 def _with_trace(headers: Mapping[str, str] | None, cause: Message | None) -> Mapping[str, str]:
     if cause is None or not cause.headers:
         return headers or _NO_HEADERS
     trace = {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers}
-    return {**trace, **(headers or {})} if trace else headers or _NO_HEADERS
+    return MappingProxyType({**trace, **(headers or {})}) if trace else headers or _NO_HEADERS
