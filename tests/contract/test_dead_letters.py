@@ -70,7 +70,7 @@ async def test_f4_what_expired_is_not_run(stage: Stage) -> None:
     assert (letter.failure.reason, letter.failure.attempts, ran) == ("expired", 0, [])
 
 
-async def test_f4_an_event_storm_ends(stage: Stage) -> None:
+async def test_c4_an_event_storm_ends(stage: Stage) -> None:
     service = Service("storm")
 
     @service.on(Placed)
