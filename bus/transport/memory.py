@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -32,6 +32,10 @@ class Stored:
     redelivered: int = 0
 
 
+def _seen(stored: Stored) -> Stored:
+    return replace(stored, redelivered=stored.redelivered + 1)
+
+
 class MemoryQueue:
     """One subscription's queue: what is ready, who waits, and who consumes."""
 
@@ -45,10 +49,9 @@ class MemoryQueue:
         self.ready.append(stored)
         self.hand_out()
 
-    def put_back(self, returned: list[Stored]) -> None:
+    def put_back(self, returned: Iterable[Stored]) -> None:
         """Return copies that nobody settled to where they stood."""
-        again = (replace(stored, redelivered=stored.redelivered + 1) for stored in returned)
-        self.ready = deque(sorted((*again, *self.ready), key=lambda stored: stored.position))
+        self.ready = deque(sorted((*returned, *self.ready), key=lambda stored: stored.position))
         self.hand_out()
 
     def hand_out(self) -> None:
@@ -120,7 +123,7 @@ class MemoryConsumer:
             return MemoryDelivery(self, await future)
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self._give_back([future.result()])
+                self._give_back(future.result())
             raise
 
     async def limit(self, unsettled: int) -> None:
@@ -152,7 +155,7 @@ class MemoryConsumer:
         self._transport.carry_out(self._queue, stored, outcome)
         del self._unsettled[stored.position]
         if isinstance(outcome, Release):
-            self._queue.put_back([stored])
+            self._queue.put_back([_seen(stored)])
         self._queue.hand_out()
         self._transport.on_settled()
 
@@ -161,14 +164,12 @@ class MemoryConsumer:
         self._cut = True
         self._queue.consumers.remove(self)
         returned, self._unsettled = list(self._unsettled.values()), {}
-        self._queue.put_back(returned)
+        self._queue.put_back(map(_seen, returned))
 
-    def _give_back(self, returned: list[Stored]) -> None:
-        for stored in returned:
-            self._unsettled.pop(stored.position, None)
-        # nobody saw it, so it does not count as delivered
-        self._queue.ready.extendleft(returned)
-        self._queue.hand_out()
+    def _give_back(self, stored: Stored) -> None:
+        # nobody saw it, so it does not count as delivered; whoever left has given it back already
+        if self._unsettled.pop(stored.position, None) is not None:
+            self._queue.put_back([stored])
 
     @property
     def unsettled(self) -> int:
