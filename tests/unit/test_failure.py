@@ -1,0 +1,165 @@
+"""What an exception becomes: the record, and the judgement."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import pytest
+
+from bus import DeadLetter, Event, Handler, Message, Outcome, Policy, Retry, Service, Undecodable, clock, fixed
+from bus.errors import UnknownType, UnknownVersion
+from bus.failure import LONGEST_ERROR, LONGEST_TRACEBACK, dead, failure, judge, text_of, traceback_of, unreadable
+
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class Placed(Event, type="order.placed"):
+    pass
+
+
+MESSAGE = Message(id="one", type="order.placed", version=1, source="/", time=NOW, body=b"")
+
+
+@dataclass
+class Played:
+    attempt: int = 1
+    first_failed_at: datetime | None = None
+    redelivered: int = 0
+    message: Message = MESSAGE
+
+    async def settle(self, outcome: Outcome) -> None:
+        raise AssertionError("a judgement settles nothing")
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "now", lambda: NOW)
+
+
+def handler(retry: Policy | None = None) -> Handler:
+    service = Service("shop")
+
+    @service.on(Placed, name="work", retry=retry or fixed(3, 7))
+    async def work(placed: Placed) -> None: ...
+
+    return service.handlers[0]
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_a_retry_says_what_happened_without_a_traceback() -> None:
+    error = raised(ValueError("bad"))
+    outcome = judge(handler(), Played(attempt=2), error, Random(0))
+    assert isinstance(outcome, Retry)
+    assert (outcome.delay, outcome.attempt) == (timedelta(seconds=7), 3)
+    record = outcome.failure
+    assert (record.service, record.handler, record.reason, record.attempts) == ("shop", "work", "failed", 2)
+    assert (record.error_type, record.error, record.traceback) == ("ValueError", "bad", "")
+    assert record.exception is error
+
+
+def test_a_dead_letter_says_all_that_is_known() -> None:
+    outcome = judge(handler(), Played(attempt=3), raised(ValueError("bad")), Random(0))
+    assert isinstance(outcome, DeadLetter)
+    record = outcome.failure
+    assert (record.reason, record.attempts) == ("exhausted", 3)
+    assert record.traceback.startswith("Traceback")
+    assert record.traceback.endswith("ValueError: bad\n")
+    assert __file__ in record.traceback
+    assert record.worker.endswith(f":{os.getpid()}")
+    assert len(record.worker) > len(f":{os.getpid()}")
+
+
+@pytest.mark.parametrize("earlier", [None, NOW - timedelta(hours=3)])
+def test_the_first_failure_is_remembered(earlier: datetime | None) -> None:
+    record = failure(handler(), Played(first_failed_at=earlier), "failed", ValueError())
+    assert (record.first_failed_at, record.last_failed_at) == (earlier or NOW, NOW)
+
+
+@pytest.mark.parametrize(("attempt", "runs", "attempts"), [(1, 1, 1), (1, 0, 0), (4, 1, 4), (4, 0, 3)])
+def test_attempts_are_the_runs_that_there_were(attempt: int, runs: int, attempts: int) -> None:
+    assert dead(handler(), Played(attempt=attempt), "expired", ValueError(), runs).failure.attempts == attempts
+
+
+@pytest.mark.parametrize(
+    ("error", "since", "expected"),
+    [
+        (Undecodable("bad"), None, "undecodable"),
+        (UnknownType("lost"), None, None),
+        (UnknownVersion("new"), None, None),
+        (UnknownType("lost"), timedelta(seconds=599), None),
+        (UnknownType("lost"), timedelta(seconds=600), "unknown-type"),
+        (UnknownVersion("new"), timedelta(seconds=601), "unknown-version"),
+    ],
+)
+def test_what_a_deploy_may_explain_is_looked_at_again(
+    error: Undecodable, since: timedelta | None, expected: str | None
+) -> None:
+    delivery = Played(attempt=2, first_failed_at=None if since is None else NOW - since)
+    outcome = unreadable(handler(), delivery, error, deploy_grace=600)
+    if isinstance(outcome, Retry):
+        assert expected is None
+        # the look costs no attempt
+        assert (outcome.delay, outcome.attempt, outcome.failure.attempts) == (timedelta(seconds=10), 2, 1)
+        assert outcome.failure.first_failed_at == (delivery.first_failed_at or NOW)
+    else:
+        assert isinstance(outcome, DeadLetter)
+        assert (outcome.failure.reason, outcome.failure.attempts) == (expected, 1)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Odd(Exception):
+    def __str__(self) -> Any:
+        return 7  # noqa: PLE0307
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("bad"), "bad"),
+        (ValueError(), ""),
+        (KeyError("a"), "'a'"),
+        (Mute(), "(its text cannot be had: str() raised RuntimeError)"),
+        (Odd(), "(its text cannot be had: str() raised TypeError)"),
+        (OSError("no \udcff here"), r"no \udcff here"),
+        (ValueError("x" * LONGEST_ERROR), "x" * LONGEST_ERROR),
+        (ValueError("x" * (LONGEST_ERROR + 1)), "x" * LONGEST_ERROR + " …"),
+    ],
+    ids=["text", "empty", "key", "mute", "odd", "surrogate", "longest", "longer"],
+)
+def test_the_text_of_an_error(error: Exception, text: str) -> None:
+    assert text_of(error) == text
+
+
+def test_a_traceback_is_capped_to_its_end_where_the_cause_is() -> None:
+    text = traceback_of(raised(ValueError("x" * LONGEST_TRACEBACK + "the end")))
+    assert text.startswith("… xxx")
+    assert text.endswith("the end\n")
+    assert len(text) == LONGEST_TRACEBACK + 2
+
+
+@pytest.mark.parametrize("error", [Mute(), ValueError("no \udcff here")])
+def test_a_traceback_can_always_be_written(error: Exception) -> None:
+    assert type(error).__name__ in traceback_of(raised(error)).encode().decode()
+
+
+def test_a_traceback_that_cannot_be_formatted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("traceback.format_exception", broken)
+    assert "formatting raised RecursionError" in traceback_of(ValueError())
