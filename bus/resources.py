@@ -66,7 +66,7 @@ def where(function: Callable[..., Any]) -> str:
 
 def called(key: Key) -> str:
     """Return how a key reads in a message."""
-    return getattr(key, "__qualname__", None) or repr(key)
+    return key.__qualname__ if isinstance(key, type) else repr(key)
 
 
 def check(resources: Iterable[Resource], provided: Iterable[Key], service: str) -> list[str]:
