@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 
+NESTED: Final = 100
+"""Most `finally` blocks, one in another, that await as their coroutine is closed: each close gets past one."""
 _CURRENT: Final[ContextVar[Generation | None]] = ContextVar("tidegate generation", default=None)
 
 
@@ -45,8 +47,10 @@ class Generation:
         if tasks:
             await asyncio.wait(tasks)
         for coroutine in self._driven.values():
-            with contextlib.suppress(Exception, BaseExceptionGroup):
-                coroutine.close()
+            for _ in range(NESTED):
+                with contextlib.suppress(Exception, BaseExceptionGroup):
+                    coroutine.close()
+                    break
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, arguments: Any) -> asyncio.Task[Any]:
         """Return a task that drives the coroutine for as long as this generation lives."""
@@ -67,6 +71,8 @@ class Generation:
     def _resumed(self, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
         resume, value = coroutine.send, None
         while True:
+            while self._abandoned:
+                yield from asyncio.get_running_loop().create_future()
             try:
                 awaited = resume(value)
             except StopIteration as stop:
@@ -77,8 +83,6 @@ class Generation:
                 if self._abandoned:
                     raise
                 value, resume = error, coroutine.throw
-            while self._abandoned:
-                yield from asyncio.get_running_loop().create_future()
 
 
 @contextmanager

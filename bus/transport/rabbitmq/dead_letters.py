@@ -65,6 +65,7 @@ class Fold:
     claims: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     _seen: dict[tuple[str, str, datetime], str] = field(default_factory=dict)
     _replayed: dict[tuple[str, str], int] = field(default_factory=dict)
+    _latest: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Take the next entry; one that was taken before changes nothing."""
@@ -77,8 +78,9 @@ class Fold:
         letter = self._letter(entry)
         copy = (letter.handler, letter.message.id, letter.failure.last_failed_at)
         if self._seen.setdefault(copy, letter.id) == letter.id:
-            again = self._replayed.get((letter.handler, letter.message.id), 0)
-            self.open[letter.id] = replace(letter, failed_again=again)
+            place = (letter.handler, letter.message.id)
+            self.open[letter.id] = replace(letter, failed_again=self._replayed.get(place, 0))
+            self._latest[place] = letter.id
 
     def _mark(self, entry: Entry) -> None:
         kind, id = entry.headers[MARK], str(entry.headers.get(LETTER))
@@ -91,7 +93,10 @@ class Fold:
             self.claims.pop(id, None)
         elif (letter := self.open.pop(id, None)) is not None and kind == REPLAYED:
             place = (letter.handler, letter.message.id)
-            self._replayed[place] = self._replayed.get(place, 0) + 1
+            times = self._replayed[place] = self._replayed.get(place, 0) + 1
+            # it may have failed again before this mark was written
+            if (again := self.open.get(self._latest[place])) is not None:
+                self.open[again.id] = replace(again, failed_again=times)
 
     def _letter(self, entry: Entry) -> Letter:
         raw, body = copies.unwrapped(entry.headers, entry.received.header, entry.received.body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -109,6 +110,72 @@ async def test_an_async_generator_is_not_resumed(log: list[str]) -> None:
             await asyncio.sleep(0.01)
 
     assert await abandoned(work(), log, after=0.02) == []
+
+
+async def test_a_task_that_had_not_started_never_starts(log: list[str]) -> None:
+    async def child() -> None:
+        log.append("child")
+
+    async def work() -> None:
+        task = asyncio.create_task(child())
+        await asyncio.sleep(30)
+        await task
+
+    with generations():
+        generation = Generation()
+        generation.start(work())
+        await asyncio.sleep(0)
+        generation.abandon()
+        await turns()
+        await generation.dispose()
+    assert log == []
+
+
+async def test_a_callback_of_the_dead_starts_no_task(log: list[str]) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def child() -> None:
+        log.append("child")
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_later(0.01, lambda: tasks.append(asyncio.create_task(child())))
+        await asyncio.sleep(30)
+
+    assert await abandoned(work(), log, after=0.02) == []
+    assert len(tasks) == 1
+
+
+async def test_a_task_cancelled_before_its_first_step_ends_quietly(log: list[str]) -> None:
+    async def child() -> None:
+        log.append("child")
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(child())
+            raise LookupError
+
+    with generations(), pytest.raises(ExceptionGroup):
+        await Generation().start(work())
+    gc.collect()  # a coroutine that was never awaited would warn here
+    assert log == []
+
+
+async def test_clean_up_that_awaits_at_every_level_is_closed_for_good(log: list[str]) -> None:
+    async def work() -> None:
+        try:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                await asyncio.sleep(1)
+                log.append("inner")
+        finally:
+            await asyncio.sleep(1)
+            log.append("outer")
+
+    coroutine = work()
+    assert await abandoned(coroutine, log) == []
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    assert log == []
 
 
 async def test_tasks_outside_a_generation_are_left_alone(log: list[str]) -> None:
