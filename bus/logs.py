@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -12,7 +13,7 @@ from structlog.typing import EventDict, WrappedLogger
 
 
 NAME: Final = "tidegate"
-CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def logger() -> Any:
@@ -59,7 +60,7 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr) -> None:
 
 
 def escape(text: str) -> str:
-    """Escape control characters, so that text cannot forge a line or drive a terminal."""
+    """Escape control characters and lone surrogates: text forges no line, drives no terminal and can be written."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -74,4 +75,7 @@ def escape_control(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
 def _as_json(fields: EventDict, **_: Any) -> bytes:
     import orjson
 
-    return orjson.dumps(fields, default=str)
+    try:
+        return orjson.dumps(fields, default=str)
+    except TypeError:  # a lone surrogate or a number over 64 bits: whoever logs must not fail for it
+        return json.dumps({name: str(value) for name, value in fields.items()}).encode()

@@ -45,7 +45,10 @@ def logging(logger: Any = None) -> Middleware:
 
 def _told(log: Any) -> frozenset[type[Any]]:
     """Return the outcomes that the logger's level lets through, so that the fields of others are never gathered."""
-    return frozenset(kind for kind, level in LEVELS.items() if log.is_enabled_for(NUMBERS[level]))
+    try:
+        return frozenset(kind for kind, level in LEVELS.items() if log.is_enabled_for(NUMBERS[level]))
+    except AttributeError:
+        return frozenset(LEVELS)  # a plain BoundLogger of the host has no levels
 
 
 def _fields(delivery: Delivery, outcome: Outcome) -> dict[str, object]:

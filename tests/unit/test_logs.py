@@ -1,0 +1,149 @@
+"""Logs: where they go, how they read, and that no text can forge a line."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus import logs
+
+
+@pytest.fixture(autouse=True)
+def _unconfigured() -> Iterator[None]:
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream that says whether it is a terminal."""
+
+    def __init__(self, *, terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    @property
+    def written(self) -> str:
+        return self.buffer.getvalue().decode()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_library_writes_to_its_hosts_logging_and_configures_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        logs.logger().info("handler stopped", handler="shop.work", error="bad\nline")
+        logs.logger().debug("never mind")
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("tidegate", "INFO")
+    assert record.getMessage() == r"event=handler stopped handler=shop.work error=bad\nline"
+    assert not structlog.is_configured()
+
+
+def test_a_hosts_own_structlog_is_used_where_there_is_one() -> None:
+    seen: list[Any] = []
+
+    def keep(_: Any, __: str, fields: Any) -> Any:
+        seen.append(dict(fields))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[keep])
+    logs.logger().info("ack", id="one")
+    assert seen == [{"event": "ack", "id": "one"}]
+
+
+def test_json_is_one_object_a_line() -> None:
+    stream = Terminal()
+    logs.configure("info", "json", stream)
+    logs.logger().info("ack", id="one", note="two\nlines \u2028 é", odd=object)
+    logs.logger().warning("retry", delay=1.5)
+    first, second = map(json.loads, stream.written.rstrip("\n").split("\n"))
+    assert first["event"] == "ack"
+    assert first["level"] == "info"
+    assert first["note"] == "two\nlines \u2028 é"
+    assert first["timestamp"].endswith("Z")
+    assert first["odd"] == "<class 'object'>"
+    assert (second["level"], second["delay"]) == ("warning", 1.5)
+
+
+@pytest.mark.parametrize("value", ["no \udcff here", 1 << 80, float("nan"), {("a",): 1}, b"\xff"])
+def test_whoever_logs_does_not_fail_for_what_is_logged(value: Any) -> None:
+    for format in ("json", "text"):
+        stream = Terminal()
+        logs.configure("info", format, stream)
+        logs.logger().info("ack", value=value)
+        assert "ack" in stream.written
+
+
+def test_text_is_one_line_whatever_is_in_it() -> None:
+    stream = Terminal()
+    logs.configure("info", "text", stream)
+    logs.logger().info("ack\x1b[2J", note="two\nlines", more="\x9b1m", mark="\u2028")
+    (line,) = stream.written.splitlines()
+    assert r"ack\x1b[2J" in line
+    assert r"two\nlines" in line
+    assert r"\x9b1m" in line
+    assert r"\u2028" in line
+    assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(
+    ("format", "terminal", "is_json"),
+    [
+        ("auto", True, False),
+        ("auto", False, True),
+        ("json", True, True),
+        ("json", False, True),
+        ("text", True, False),
+        ("text", False, False),
+    ],
+)
+def test_it_reads_well_on_a_terminal_and_is_json_elsewhere(format: str, terminal: bool, is_json: bool) -> None:
+    stream = Terminal(terminal=terminal)
+    logs.configure("info", format, stream)
+    logs.logger().info("ack")
+    assert stream.written.startswith("{") == is_json
+    assert ("\x1b[" in stream.written) == (terminal and not is_json)
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_what_is_below_the_level_is_not_told(level: str, told: list[str]) -> None:
+    stream = Terminal()
+    logs.configure(level, "json", stream)
+    for name in ("debug", "info", "warning", "error"):
+        getattr(logs.logger(), name)("it")
+    assert [json.loads(line)["level"] for line in stream.written.splitlines()] == told
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_escaped_text_is_one_line_that_no_terminal_obeys_and_any_stream_takes(text: str) -> None:
+    escaped = logs.escape(text)
+    assert len(escaped.splitlines()) <= 1
+    assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in escaped)
+    assert escaped.encode().decode() == escaped
+
+
+@pytest.mark.parametrize("text", ["", "plain", "größe — 注文", "a\\nb"])
+def test_plain_text_stays_as_it_is(text: str) -> None:
+    assert logs.escape(text) == text
+
+
+def test_only_texts_are_escaped() -> None:
+    fields = {"event": "a\tb", "count": 3, "none": None, "plain": "x"}
+    assert logs.escape_control(None, "info", fields) == {"event": r"a\tb", "count": 3, "none": None, "plain": "x"}
