@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -33,9 +34,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """End the shared broker, if any test started it."""
     if hasattr(config, "workerinput") or RUN not in os.environ:
         return
-    node = _restored(Path(os.environ.pop(RUN)) / "broker.json")
+    folder = Path(os.environ.pop(RUN))
+    node = _restored(folder / "broker.json")
     if node is not None:
         node.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
