@@ -15,6 +15,7 @@ from bus import Bus, Event, Letter, Message, Middleware, Service, Settings, clie
 from bus.message import Outgoing
 from bus.middleware.logging import logging
 from bus.transport import Transport
+from bus.transport.memory import MemoryTransport
 from bus.worker import Worker
 
 
@@ -132,6 +133,13 @@ class Stage:
             exchange = await channel.get_exchange("events", ensure=False)
             message_of_theirs = aio_pika.Message(body, headers=dict(headers or {}), delivery_mode=2, **properties)
             await exchange.publish(message_of_theirs, type, mandatory=False)
+
+    async def ready(self, name: str) -> int:
+        """Return how many messages wait in a queue that no worker holds."""
+        if isinstance(self.transport, MemoryTransport):
+            return len(self.transport.queues[name].ready)
+        async with await aio_pika.connect(self.settings.url) as connection, connection.channel() as channel:
+            return (await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0
 
     async def letters(self, service: str, size: int = 1) -> list[Letter]:
         """Return the open letters of a service, as soon as there are so many."""

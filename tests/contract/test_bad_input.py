@@ -120,7 +120,12 @@ async def test_a_message_without_id_or_headers_is_delivered(rabbitmq: Stage) -> 
     assert second.id == first.id
 
 
+def deep(levels: int) -> dict[str, Any]:
+    return {"deeper": deep(levels - 1)} if levels else {}
+
+
 HOSTILE: dict[str, dict[str, Any]] = {
+    "tables a hundred deep": {"headers": deep(100)},
     "CC and BCC": {"headers": {"CC": ["typed.other"], "BCC": ["typed.other"]}},
     "foreign x-death": {"headers": {"x-death": [{"queue": "q", "reason": "expired", "count": 9, "exchange": ""}]}},
     "nested tables": {"headers": {"a": {"b": {"c": [1, {"d": None}]}}}},

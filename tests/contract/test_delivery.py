@@ -107,17 +107,22 @@ async def test_d3_a_worker_that_dies_in_a_handler_loses_nothing_and_the_second_r
     assert len(set(published[0])) == 3
 
 
-async def test_d3_a_delivery_is_not_acked_before_what_it_published_is_stored(stage: Stage) -> None:
+async def test_d3_a_delivery_is_not_acked_before_what_it_published_is_stored_and_the_log_says_what_was_settled(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     service = Service("careful")
 
     @service.on(Placed, retry=immediate(2))
     async def work(placed: Placed, context: Context) -> None:
         context.publish(Shipped(), to="nobody.here")
 
+    caplog.set_level("INFO", logger="tidegate")
     async with stage.hosting(service):
         await stage.bus.publish(Placed())
         (letter,) = await stage.letters("careful")
     assert (letter.failure.error_type, letter.failure.attempts) == ("Unroutable", 2)
+    told = [record.getMessage() for record in caplog.records if "handler=work" in record.getMessage()]
+    assert [line.partition(" service=")[0] for line in told] == ["event=retry", "event=dead letter"]
 
 
 async def test_d3_a_worker_that_dies_before_its_events_are_stored_has_not_acked(rabbitmq: Stage) -> None:
@@ -204,6 +209,26 @@ async def test_d4_a_handler_that_sets_its_own_limit_keeps_it(stage: Stage) -> No
         await stage.bus.publish(*(Placed(number=number) for number in range(30)))
         await done.reaches(30)
     assert most == 2
+
+
+async def test_d4_the_unsettled_of_a_service_are_twice_its_concurrency_at_most(stage: Stage) -> None:
+    running: Log[str] = Log()
+    service = Service("busy", concurrency=3)
+    names = [f"handler{number}" for number in range(4)]
+
+    async def hang(placed: Placed, context: Context) -> None:
+        running.append(context.message.id)
+        await asyncio.Event().wait()
+
+    for name in names:
+        service.on(Placed, name=name)(hang)
+    async with stage.hosting(service, grace=0.1):
+        await stage.bus.publish(*(Placed(number=number) for number in range(20)))
+        await running.reaches(3)
+        await asyncio.sleep(0.4)  # whatever else it would take has come by then
+        ready = sum([await stage.ready(f"busy.{name}") for name in names])
+    assert 20 * len(names) - ready <= max(2 * 3, len(names))
+    assert len(running) == 3
 
 
 async def test_d4_a_handler_that_never_returns_starves_no_neighbour_of_the_other_slots(stage: Stage) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import aio_pika
 import pytest
 
-from bus import AccessRefused, Context, Service, discovery, immediate
+from bus import AccessRefused, Context, Service, discovery, fixed, immediate
 from bus.middleware.logging import logging
 from bus.worker import Worker
 from tests.broker.fixtures import Shared
@@ -114,6 +115,42 @@ async def test_l3_declaring_twice_changes_nothing(stage: Stage) -> None:
     await stage.bus.publish(Placed(), required=True)
     await stage.declare(service)
     await stage.bus.publish(Placed(), required=True)
+
+
+async def test_l3_replicas_that_declare_at_the_same_time_agree(vhost: str) -> None:
+    log: Log[int] = Log()
+    service = Service("many")
+
+    @service.on(Placed, retry=fixed(3, 0.2))
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    async with AsyncExitStack() as stack:
+        stages = [await stack.enter_async_context(staged("rabbitmq", vhost)) for _ in range(4)]
+        async with asyncio.TaskGroup() as tasks:
+            for stage in stages:
+                tasks.create_task(stage.declare(service))
+        for stage in stages:
+            await stack.enter_async_context(stage.hosting(service))
+        await stages[0].bus.publish(*(Placed(number=number) for number in range(40)), required=True)
+        await log.reaches(40)
+    assert sorted(log) == list(range(40))
+
+
+async def test_l3_a_step_of_retries_with_other_arguments_stops_its_handler_and_is_named(
+    rabbitmq: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("mixed")
+
+    @service.on(Placed, retry=fixed(2, 7))
+    async def work(placed: Placed) -> None:
+        raise AssertionError("it must not run")
+
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        await channel.declare_queue("mixed.retry.7000", durable=True, arguments={"x-queue-type": "quorum"})
+    async with rabbitmq.hosting(service) as hosted, asyncio.timeout(10):
+        await asyncio.wait([hosted.task])
+    assert any("mixed.work" in r.getMessage() and "mixed.retry.7000" in r.getMessage() for r in caplog.records)
 
 
 async def test_l3_a_user_that_may_not_configure_works_on_what_was_declared_before(

@@ -231,7 +231,8 @@ class Feed:
 
     def _arrived(self, received: Received) -> None:
         self._inbox.put(received)
-        if self._probing and envelope.deliveries_before(received.header) < SUSPECT:
+        # a limit of one has nothing to open up to, and the broker would hand out a second beside the first
+        if self._probing and self._limit > 1 and envelope.deliveries_before(received.header) < SUSPECT:
             self._probing = False
             self._wake.set()
 
