@@ -1,0 +1,136 @@
+"""Services and events are found by being there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bus import ConfigurationError, Event, Events, Service, discovery
+
+from .packages import Written
+
+
+class Elsewhere(Event, type="else.where"): ...
+
+
+class Base(Event): ...
+
+
+class Middle(Base): ...
+
+
+class One(Base, type="one"): ...
+
+
+class Two(Middle, type="two"): ...
+
+
+class WithoutType(One): ...
+
+
+class Apart(Event, type="apart"): ...
+
+
+async def work(event: object) -> None: ...
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
+    packages = Written(tmp_path, monkeypatch)
+    yield packages
+    packages.forget()
+
+
+SERVICE = """
+    from bus import Service
+    {0} = Service("{0}")
+"""
+
+
+def test_services_are_found_in_every_module_by_name_and_once(written: Written) -> None:
+    written.write(
+        found__="from .zebra import zebra",
+        found__zebra=SERVICE.format("zebra"),
+        found__deep__inner__apple=SERVICE.format("apple"),
+        found__none="text = 'no service'",
+    )
+    assert [service.name for service in discovery.services("found")] == ["apple", "zebra"]
+
+
+def test_a_single_module_is_a_package_too(written: Written) -> None:
+    written.write(single=SERVICE.format("one"))
+    assert [service.name for service in discovery.services("single")] == ["one"]
+
+
+def test_two_services_of_one_name_are_both_found(written: Written) -> None:
+    written.write(twice__a=SERVICE.format("one"), twice__b=SERVICE.format("one"))
+    assert [service.name for service in discovery.services("twice")] == ["one", "one"]
+
+
+def test_a_package_without_a_service_is_a_mistake(written: Written) -> None:
+    written.write(empty__="")
+    with pytest.raises(ConfigurationError, match="services='empty': there is no Service in that package"):
+        discovery.services("empty")
+
+
+@pytest.mark.parametrize("package", ["nowhere", "nowhere.deep", "there.nowhere"])
+def test_a_package_that_is_not_there_is_told_by_its_setting(written: Written, package: str) -> None:
+    written.write(there__="")
+    with pytest.raises(ConfigurationError, match=f"events='{package}': there is no such package"):
+        discovery.events(package)
+    with pytest.raises(ConfigurationError, match=f"services='{package}': there is no such package"):
+        discovery.services(package)
+
+
+@pytest.mark.parametrize("where", ["broken__", "broken__module", "broken__deep__", "broken__deep__module"])
+def test_what_a_module_raises_when_it_is_imported_is_raised(written: Written, where: str) -> None:
+    written.write(**{"broken__": "", where: "import some_library_that_is_not_installed"})
+    with pytest.raises(ModuleNotFoundError, match="some_library_that_is_not_installed"):
+        discovery.services("broken")
+
+
+EVENTS = """
+    from bus import Data, Event
+    class Line(Data): ...
+    class Base(Event): ...
+    class One(Base, type="{0}.one"): ...
+    class Two(Base, type="{0}.two"): ...
+"""
+
+
+def types(events: Events) -> list[str]:
+    return sorted(str(cls.__schema__.type) for cls in events)
+
+
+def test_events_are_found_where_they_are_defined(written: Written) -> None:
+    written.write(facts__a=EVENTS.format("a"), facts__b="from .a import One, Event", facts__c__d=EVENTS.format("d"))
+    assert types(discovery.events("facts")) == ["a.one", "a.two", "d.one", "d.two"]
+
+
+def test_a_package_without_events_has_none(written: Written) -> None:
+    written.write(facts__="from bus import Event")
+    assert len(discovery.events("facts")) == 0
+
+
+def test_a_type_that_is_used_twice_is_told_with_both_places(written: Written) -> None:
+    written.write(facts__a=EVENTS.format("a"), facts__b=EVENTS.format("a"))
+    with pytest.raises(ConfigurationError, match=r"used twice: by facts\.a\.One and by facts\.b\.One"):
+        discovery.events("facts")
+
+
+def test_what_handlers_name_is_known_too(written: Written) -> None:
+    service = Service("shop")
+    service.on(Elsewhere)(work)
+    written.write(facts__a=EVENTS.format("a"))
+    assert types(discovery.events("facts", [service])) == ["a.one", "a.two", "else.where"]
+
+
+def test_a_base_that_a_handler_names_brings_its_subclasses_however_deep() -> None:
+    service = Service("shop")
+    service.on(Base)(work)
+    service.on("#", name="audit")(work)
+    assert types(discovery.named([service])) == ["one", "two"]
+    assert types(discovery.named([service], Events([Apart]))) == ["apart", "one", "two"]
+    assert len(discovery.named([])) == 0
