@@ -1,0 +1,215 @@
+"""Bus, connect() and connect_sync()."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from bus import Bus, ConfigurationError, Event, MessageTooLarge, Settings, Unroutable, client, connect, connect_sync
+from bus.message import Outgoing
+from bus.transport.memory import MemoryTransport
+
+
+class Placed(Event, type="order.placed"):
+    note: str = ""
+
+
+class Recording(MemoryTransport):
+    """A memory bus that keeps the calls of publish, and says whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: list[list[Outgoing]] = []
+        self.closed = 0
+
+    async def publish(self, messages: Any) -> None:
+        self.published.append(list(messages))
+        await super().publish(messages)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        await super().aclose()
+
+
+@pytest.fixture
+def transport(monkeypatch: pytest.MonkeyPatch) -> Recording:
+    """The transport that every memory URL opens."""
+    recording = Recording()
+    monkeypatch.setattr("bus.transport.memory.MemoryTransport", lambda: recording)
+    return recording
+
+
+@pytest.fixture(autouse=True)
+def _no_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("BUS_URL", raising=False)
+    yield
+
+
+async def test_events_are_published_in_one_call_and_their_ids_returned_in_order(transport: Recording) -> None:
+    bus = Bus(transport, Settings(), "/test")
+    ids = await bus.publish(Placed(note="1"), Placed(note="2"))
+    (call,) = transport.published
+    assert [outgoing.message.id for outgoing in call] == ids
+    assert [outgoing.message.body for outgoing in call] == [b'{"note":"1"}', b'{"note":"2"}']
+    assert len(set(ids)) == 2
+    assert {outgoing.message.source for outgoing in call} == {"/test"}
+
+
+async def test_how_an_event_is_published_is_told_to_the_transport(transport: Recording) -> None:
+    bus = Bus(transport, Settings(), "/test")
+    await bus.publish(Placed(), delay=timedelta(hours=1), headers={"tenant": "7"}, id="mine")
+    ((delayed,),) = transport.published
+    assert (delayed.delay, delayed.required, delayed.address) == (timedelta(hours=1), False, None)
+    assert (delayed.message.id, delayed.message.correlation_id, dict(delayed.message.headers)) == (
+        "mine",
+        "mine",
+        {"tenant": "7"},
+    )
+    with pytest.raises(Unroutable):
+        await bus.publish(Placed(), required=True)
+    with pytest.raises(Unroutable):
+        await bus.publish(Placed(), to="shop.nobody")
+    assert [(outgoing.required, outgoing.address) for (outgoing,) in transport.published[1:]] == [
+        (True, None),
+        (False, "shop.nobody"),
+    ]
+    await transport.aclose()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "told"),
+    [
+        ([Placed(), Placed()], {"id": "one"}, "takes one event, it got 2"),
+        ([], {"id": "one"}, "takes one event, it got 0"),
+        ([Placed()], {"delay": 1, "at": datetime(2026, 1, 1, tzinfo=UTC)}, "not both"),
+        ([Placed()], {"delay": timedelta(days=311)}, "310 days"),
+        ([Placed()], {"headers": {"x-a": "1"}}, "header 'x-a'"),
+        ([Event()], {}, "has no type="),
+    ],
+)
+async def test_a_publish_that_cannot_be_meant_sends_nothing(
+    transport: Recording, arguments: list[Event], options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        await Bus(transport, Settings(), "/test").publish(*arguments, **options)
+    assert transport.published == []
+
+
+async def test_of_events_of_which_one_is_too_large_none_is_sent(transport: Recording) -> None:
+    with pytest.raises(MessageTooLarge):
+        await Bus(transport, Settings(max_message_bytes=20), "/test").publish(Placed(), Placed(note="x" * 20))
+    assert transport.published == []
+
+
+async def test_a_program_connects_by_a_url_and_names_itself(transport: Recording) -> None:
+    async with connect("memory://", source="/script") as bus:
+        await bus.publish(Placed())
+        assert transport.closed == 0
+    ((outgoing,),) = transport.published
+    assert outgoing.message.source == "/script"
+    assert transport.closed == 1
+
+
+async def test_the_url_of_a_call_comes_before_that_of_the_environment(
+    transport: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUS_URL", "nonsense://")
+    async with connect("memory://") as bus:
+        assert bus.message(Placed()).source == "/client"
+    monkeypatch.setenv("BUS_URL", "memory://")
+    async with connect():
+        pass
+    assert transport.closed == 2
+
+
+async def test_the_transport_is_closed_when_the_program_fails(transport: Recording) -> None:
+    with pytest.raises(KeyError):
+        async with connect("memory://"):
+            raise KeyError
+    assert transport.closed == 1
+
+
+@pytest.mark.parametrize("url", [None, ""])
+async def test_without_a_url_there_is_no_silent_memory_bus(url: str | None) -> None:
+    with pytest.raises(ConfigurationError, match="Set BUS_URL"):
+        async with connect(url):
+            pass
+    with pytest.raises(ConfigurationError, match="Set BUS_URL"), connect_sync(url):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("localhost", "'no scheme'"),
+        ("memory", "'no scheme'"),
+        ("localhost:5672", "'no scheme'"),
+        ("user:hunter2@host", "'no scheme'"),
+        ("http://user:hunter2@host", "'http'"),
+        ("amqp://user:hunter2@[::1/", "BUS_URL: "),
+        ("amqp://user:hunter2@host:port/", "BUS_URL: "),
+    ],
+)
+async def test_a_url_of_no_bus_is_told_without_its_password(url: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        async with client.transport(Settings(url=url)):
+            pass
+    assert told in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_code_that_is_not_async_publishes_the_same(transport: Recording) -> None:
+    at = datetime.now(UTC) + timedelta(hours=1)
+    with connect_sync("memory://", source="/web") as bus:
+        ids = bus.publish(Placed(note="1"), Placed(note="2"), at=at, headers={"tenant": "7"})
+        assert bus.publish(Placed(), id="mine") == ["mine"]
+        with pytest.raises(Unroutable):
+            bus.publish(Placed(), required=True)
+        with pytest.raises(Unroutable):
+            bus.publish(Placed(), to="shop.nobody")
+    first, *_ = transport.published
+    assert [outgoing.message.id for outgoing in first] == ids
+    assert all(timedelta(minutes=59) < outgoing.delay <= timedelta(hours=1) for outgoing in first)
+    assert [(dict(outgoing.message.headers), outgoing.message.source) for outgoing in first] == [
+        ({"tenant": "7"}, "/web")
+    ] * 2
+    assert transport.closed == 1
+
+
+def test_threads_share_one_connection(transport: Recording) -> None:
+    with connect_sync("memory://") as bus:
+        threads = [threading.Thread(target=bus.publish, args=[Placed(note=str(number))]) for number in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(call[0].message.body for call in transport.published) == [
+        f'{{"note":"{number}"}}'.encode() for number in range(10)
+    ]
+
+
+def test_a_forked_child_is_told_to_connect_itself(transport: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect_sync("memory://") as bus:
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(ConfigurationError, match=r"call connect_sync\(\) in the child"):
+                bus.publish(Placed())
+        bus.publish(Placed())
+    assert len(transport.published) == 1
+
+
+@pytest.mark.parametrize(("scheme", "loaded"), [("memory", False), ("amqp", True)])
+def test_a_broker_is_imported_only_where_a_url_asks_for_it(scheme: str, loaded: bool) -> None:
+    code = (
+        "import sys; from bus import Settings, client;"
+        f"client.transport(Settings(url='{scheme}://host/'));"
+        f"sys.exit(('aio_pika' in sys.modules) != {loaded})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0
