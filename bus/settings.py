@@ -96,10 +96,10 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
 
 def unknown(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return a line for each `BUS_` name that is no setting, with the nearest that is."""
-    known = [PREFIX + setting.name.upper() for setting in fields(Settings)]
+    known = [setting.name.upper() for setting in fields(Settings)]
     lines = []
     for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            lines.append(f"{name} is no setting of Tidegate" + (f"; did you mean {near[0]}?" if near else ""))
+        if name.startswith(PREFIX) and (given := name.removeprefix(PREFIX)) not in known:
+            near = difflib.get_close_matches(given, known, 1)
+            lines.append(f"{name} is no setting of Tidegate" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
     return lines
