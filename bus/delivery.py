@@ -102,14 +102,17 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         )
         try:
             context.publish(*_events(await call(given, context)))
-        except (Exception, SystemExit) as error:
-            return judge(handler, delivery, error, random)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
             cancelled = HandlerError("the handler ended in CancelledError, though nobody cancelled it")
             cancelled.__cause__ = error
             return judge(handler, delivery, cancelled, random)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            # sys.exit() and the panics of extensions are failures like any other
+            return judge(handler, delivery, error, random)
         return Ack(context.outgoing)
 
     return run

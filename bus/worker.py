@@ -182,8 +182,11 @@ class Subscriber:
         try:
             async with asyncio.timeout(LONGEST_WAIT):
                 await self._gate.take()
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            # nobody has seen it yet: another replica may have it, also while a stop waits for what runs here
             await delivery.settle(Release())
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return False
         return True
 

@@ -211,10 +211,11 @@ async def test_d4_a_handler_that_sets_its_own_limit_keeps_it(stage: Stage) -> No
     assert most == 2
 
 
-async def test_d4_the_unsettled_of_a_service_are_twice_its_concurrency_at_most(stage: Stage) -> None:
+@pytest.mark.parametrize("handlers", [1, 2, 4])
+async def test_d4_the_unsettled_of_a_service_are_twice_its_concurrency_at_most(stage: Stage, handlers: int) -> None:
     running: Log[str] = Log()
     service = Service("busy", concurrency=3)
-    names = [f"handler{number}" for number in range(4)]
+    names = [f"handler{number}" for number in range(handlers)]
 
     async def hang(placed: Placed, context: Context) -> None:
         running.append(context.message.id)

@@ -105,6 +105,8 @@ class Feed:
         self._cancelled = self._missing = False
         self._abandoned: list[Channel] = []
         self._consumers = 0
+        self._tags: list[str] = []
+        self._granted = 0
         self._wake = asyncio.Event()
         self._consuming = asyncio.Lock()
 
@@ -142,6 +144,7 @@ class Feed:
             channel.on_cancelled = self._on_cancelled
             channel.on_end = self._wake.set
             self._probing, self._cancelled = not self._ordered, False
+            self._tags, self._granted = [], 0
             self._channel = channel
             await self._apply()
             backoff.reset()
@@ -166,7 +169,7 @@ class Feed:
         name that was declared again.
         """
         self._missing = True
-        channel.on_delivery, channel.on_end = lambda _: None, lambda: None
+        channel.on_delivery, channel.on_cancelled, channel.on_end = lambda _: None, lambda: None, lambda: None
         channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
 
@@ -197,19 +200,29 @@ class Feed:
             pass  # whatever is consumed next is consumed with the new limit
 
     async def _apply(self) -> None:
-        """Bring the consumer at the broker to what is wanted: cancel, give back what is too much, consume anew."""
+        """Bring the consumers at the broker to what is wanted: add what is missing; where it is too much, begin anew.
+
+        The broker limits each consumer for itself, and forgets what a cancelled one still holds. So opening up adds a
+        second consumer beside the first, and their limits sum to what is wanted.
+        """
         async with self._consuming:
             channel = self._channel
             if channel is None or channel.error is not None:
                 return
-            await channel.rpc(commands.Basic.Cancel(consumer_tag=str(self._consumers)))
-            if self._limit == 0:
-                channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
-                return
-            await channel.rpc(commands.Basic.Qos(prefetch_count=1 if self._probing else self._limit))
-            # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
-            self._consumers += 1
-            await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=str(self._consumers)))
+            wanted = min(self._limit, 1) if self._probing else self._limit
+            if wanted < self._granted:
+                tags, self._tags, self._granted = self._tags, [], 0
+                for tag in tags:
+                    await channel.rpc(commands.Basic.Cancel(consumer_tag=tag))
+                if not wanted:
+                    channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+            missing, self._granted = wanted - self._granted, wanted
+            if missing:
+                # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
+                self._consumers += 1
+                self._tags.append(str(self._consumers))
+                await channel.rpc(commands.Basic.Qos(prefetch_count=missing))
+                await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._tags[-1]))
 
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
