@@ -74,7 +74,7 @@ def build(
     process = running(handler, runtime)
     for wrap in reversed(middleware):
         process = wrap(handler, process)
-    return log(handler, settling(handler, process, slots, runtime.random))
+    return log(handler, settling(handler, process, slots, runtime))
 
 
 def running(handler: Handler, runtime: Runtime) -> Process:
@@ -167,13 +167,14 @@ def _threaded(function: Any, timeout: float, threads: anyio.CapacityLimiter) -> 
     return invoke
 
 
-def settling(handler: Handler, process: Process, slots: Slots, random: Random) -> Process:
+def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime) -> Process:
     """Return the step that carries the outcome out; the slot is free again before, as the broker may take its time.
 
     A run whose outcome could not be settled, because the connection was lost, is not repeated in this worker when its
     message comes again: the outcome that it came to is settled then.
     """
-    runs = Runs()
+    runs, random = Runs(), runtime.random
+    alone = suspected(handler, process, runtime.settings.crash_limit)
 
     async def settle(delivery: Delivery) -> Outcome:
         message, task = delivery.message, asyncio.current_task()
@@ -184,7 +185,10 @@ def settling(handler: Handler, process: Process, slots: Slots, random: Random) -
             outcome = await runs.earlier(key) if key is not None and delivery.redelivered else None
             if outcome is None:
                 begun = runs.begin(key)
-                outcome = _checked(await process(delivery), task)
+                outcome = _checked(await (alone if delivery.suspect else process)(delivery), task)
+        except DeliveryLost:
+            runs.end(begun, None)
+            return Release()
         except (Exception, asyncio.CancelledError) as error:
             if task.cancelling():
                 # a stop is neither success nor failure, whatever handler and middleware made of it
@@ -207,6 +211,25 @@ def settling(handler: Handler, process: Process, slots: Slots, random: Random) -
         return outcome
 
     return settle
+
+
+def suspected(handler: Handler, process: Process, crash_limit: int) -> Process:
+    """Return how a suspect is processed: noted before and after, so that a run which killed its worker is known of.
+
+    One that began `crash_limit` times and never ended is not run again.
+    """
+
+    async def run(delivery: Delivery) -> Outcome:
+        begun = await delivery.begin()
+        try:
+            if begun >= crash_limit:
+                error = HandlerError(f"{begun} runs of it began and never ended: it kills its worker")
+                return dead(handler, delivery, "crash", error, runs=begun)
+            return await process(delivery)
+        finally:
+            await delivery.end()
+
+    return run
 
 
 def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:

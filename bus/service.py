@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
@@ -14,6 +14,7 @@ from .clock import Seconds, span
 from .context import Context
 from .errors import ConfigurationError
 from .event import Event, Events
+from .flow import Flow
 from .message import Message
 from .outcome import Outcome
 from .resources import Key, Per, Resource, where
@@ -65,7 +66,10 @@ class Queue:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Handler:
-    """One function of a service that subscribes to events. `needs` maps parameters to Context, Message or resources."""
+    """One function of a service that subscribes to events. `needs` maps parameters to Context, Message or resources.
+
+    A worker hosts a handler with a `flow` of its own: by it a middleware holds the handler back.
+    """
 
     service: str
     name: str
@@ -77,6 +81,7 @@ class Handler:
     timeout: float
     concurrency: int | None
     needs: Mapping[str, Key]
+    flow: Flow = field(default_factory=Flow)
 
     @property
     def subscription_name(self) -> str:

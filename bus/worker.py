@@ -5,53 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import anyio
 
 from .delivery import Runtime, build
 from .errors import AccessRefused, ConfigurationError
 from .event import Events
+from .flow import Flow
 from .logs import logger
-from .outcome import Release
 from .resources import Key, Resources
-from .service import Handler, Middleware, Process, Service
+from .service import Middleware, Service
 from .settings import Settings
-from .transport import Consumer, Delivery, Transport
-
-
-LONGEST_WAIT: Final = 15 * 60.0
-"""Seconds that a delivery may wait unstarted: half of what the broker allows before it takes the message back."""
-
-
-class Gate:
-    """The slots of one handler: its service's, and its own where it has a limit. The waiting take turns."""
-
-    def __init__(self, service: asyncio.Semaphore, own: asyncio.Semaphore | None) -> None:
-        self._service = service
-        self._own = own
-
-    async def take(self) -> None:
-        """Wait for the right to run one delivery."""
-        if self._own is not None:
-            await self._own.acquire()
-        try:
-            await self._service.acquire()
-        except BaseException:
-            if self._own is not None:
-                self._own.release()
-            raise
-
-    def free(self) -> bool:
-        """Tell whether `take` would return at once."""
-        return not (self._service.locked() or (self._own is not None and self._own.locked()))
-
-    def give(self) -> None:
-        """Give the right back."""
-        self._service.release()
-        if self._own is not None:
-            self._own.release()
+from .subscriber import Gate, Subscriber, prefetch
+from .transport import Transport
 
 
 class Worker:
@@ -83,6 +52,7 @@ class Worker:
         self._middleware = tuple(middleware)
         self._provided = dict(provided or {})
         self._random = random or Random()
+        self._turn = asyncio.Lock()
         self._logger = logger()
 
     async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
@@ -119,11 +89,12 @@ class Worker:
         )
         middleware = (*self._middleware, *service.middleware)
         async with asyncio.TaskGroup() as tasks:
-            for handler in service.handlers:
+            for handler in (replace(declared, flow=Flow()) for declared in service.handlers):
                 own = None if handler.concurrency is None else asyncio.Semaphore(handler.concurrency)
                 gate = Gate(slots, own)
                 process = build(handler, runtime, gate, middleware, self._log)
-                subscriber = Subscriber(handler, gate, process, prefetch(service, handler), self._settings.grace)
+                unsettled, grace = prefetch(service, handler), self._settings.grace
+                subscriber = Subscriber(handler, gate, process, unsettled, self._turn, grace)
                 tasks.create_task(self._subscribe(subscriber, stop, consuming), name=handler.subscription_name)
 
     async def _subscribe(self, subscriber: Subscriber, stop: asyncio.Event, consuming: Countdown) -> None:
@@ -137,64 +108,6 @@ class Worker:
             # one queue that cannot be consumed stops its own handler only
             consuming.cross_out(handler.subscription_name)
             self._logger.error("handler stopped", handler=handler.subscription_name, error=str(first_leaf(refused)))
-
-
-class Subscriber:
-    """The tasks that take one handler's deliveries, as many as may be unsettled at once."""
-
-    def __init__(self, handler: Handler, gate: Gate, process: Process, unsettled: int, grace: float) -> None:
-        self.handler = handler
-        self.unsettled = unsettled
-        self._gate = gate
-        self._process = process
-        self._grace = grace
-        self._idle: set[asyncio.Task[None]] = set()
-
-    async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
-        """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
-        async with asyncio.TaskGroup() as tasks:
-            working = [tasks.create_task(self._work(consumer, stop)) for _ in range(self.unsettled)]
-            await stop.wait()
-            for task in self._idle:
-                task.cancel()
-            await consumer.limit(0)
-            await asyncio.wait(working, timeout=self._grace)
-            for task in working:
-                task.cancel()
-
-    async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        while not stop.is_set():
-            self._idle.add(task)
-            delivery = await anext(consumer)
-            if not await self._slot(delivery):
-                continue
-            self._idle.discard(task)
-            await self._process(delivery)
-            # a full buffer never suspends, and neither may a handler: the loop has others to serve
-            await asyncio.sleep(0)
-
-    async def _slot(self, delivery: Delivery) -> bool:
-        if self._gate.free():
-            await self._gate.take()
-            return True
-        try:
-            async with asyncio.timeout(LONGEST_WAIT):
-                await self._gate.take()
-        except (TimeoutError, asyncio.CancelledError) as error:
-            # nobody has seen it yet: another replica may have it, also while a stop waits for what runs here
-            await delivery.settle(Release())
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            return False
-        return True
-
-
-def prefetch(service: Service, handler: Handler) -> int:
-    """Return how many deliveries of the handler may be unsettled: its share of twice the service's concurrency."""
-    share = max(1, 2 * service.concurrency // len(service.handlers))
-    return share if handler.concurrency is None else min(share, 2 * handler.concurrency)
 
 
 class Countdown:

@@ -14,7 +14,7 @@ LONGEST_FUNCTION = 50
 
 LAYERS = (
     {"errors", "clock", "topic", "logs"},
-    {"settings", "event", "retry", "deadline"},
+    {"settings", "event", "retry", "deadline", "flow"},
     {"message"},
     {"outcome"},
     {"transport"},
@@ -23,6 +23,7 @@ LAYERS = (
     {"service"},
     {"middleware", "failure"},
     {"delivery", "client"},
+    {"subscriber"},
     {"worker", "discovery"},
     {"testing", "app"},
     {"cli"},

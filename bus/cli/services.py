@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import worker
+from .. import subscriber
 from ..app import App
 from ..service import Service
 from ..topic import matches_any
@@ -38,7 +38,7 @@ def _rows(app: App, service: Service) -> list[dict[str, Any]]:
             "retry": " ".join(str(handler.retry).split()),
             "timeout": handler.timeout,
             "concurrency": handler.concurrency or service.concurrency,
-            "prefetch": worker.prefetch(service, handler),
+            "prefetch": subscriber.prefetch(service, handler),
         }
         for handler in service.handlers
     ]

@@ -62,6 +62,32 @@ class Delivery(Protocol):
         """When this message first failed in this handler; None while it has not."""
         ...
 
+    @property
+    def routed_by(self) -> str | None:
+        """The key by which the topic exchange sent it here, or an earlier attempt; None if only this queue got it."""
+        ...
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it came back so often without an outcome that it may be what kills workers: run it alone."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether it cannot be settled any more, because its connection is gone: it comes again."""
+        ...
+
+    async def begin(self) -> int:
+        """Note durably that a run of this suspect begins; return how many earlier ones began and never ended.
+
+        Raises DeliveryLost when the delivery's connection is gone before that is noted.
+        """
+        ...
+
+    async def end(self) -> None:
+        """Note that the run which `begin` told of is over, however it ended. Bounded; never raises."""
+        ...
+
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out at the broker; once.
 

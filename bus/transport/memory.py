@@ -7,18 +7,22 @@ so that a test can let time jump.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Self, assert_never
+from typing import Final, Self, assert_never
 
 from ..errors import DeliveryLost, Fate, Unroutable
 from ..message import Message, Outgoing
 from ..outcome import Ack, DeadLetter, Letter, Outcome, Release, Retry
 from ..topic import matches_any
 from . import Subscription
+
+
+SUSPECT: Final = 2
+"""A message that came back so often without an outcome may be what kills workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Stored:
     attempt: int = 1
     first_failed_at: datetime | None = None
     redelivered: int = 0
+    routed_by: str | None = None
 
 
 def _seen(stored: Stored) -> Stored:
@@ -42,7 +47,7 @@ class MemoryQueue:
     def __init__(self, subscription: Subscription) -> None:
         self.subscription = subscription
         self.ready: deque[Stored] = deque()
-        self.consumers: deque[MemoryConsumer] = deque()
+        self.consumers: list[MemoryConsumer] = []
 
     def put(self, stored: Stored) -> None:
         """Append a copy and hand it on if somebody waits."""
@@ -55,11 +60,12 @@ class MemoryQueue:
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Give what is ready to consumers that wait, in turns."""
+        """Give what is ready to consumers that wait, in turns; what is ordered goes to the first of them alone."""
         while self.ready:
-            for _ in range(len(self.consumers)):
+            for _ in range(len(self.consumers[:1] if self.subscription.ordered else self.consumers)):
                 consumer = self.consumers[0]
-                self.consumers.rotate(-1)
+                if not self.subscription.ordered:
+                    self.consumers.append(self.consumers.pop(0))
                 if consumer.offer(self.ready[0]):
                     self.ready.popleft()
                     break
@@ -70,11 +76,12 @@ class MemoryQueue:
 class MemoryDelivery:
     """A delivery of the memory transport."""
 
-    __slots__ = ("_consumer", "stored")
+    __slots__ = ("_consumer", "stored", "suspect")
 
-    def __init__(self, consumer: MemoryConsumer, stored: Stored) -> None:
+    def __init__(self, consumer: MemoryConsumer, stored: Stored, *, suspect: bool) -> None:
         self._consumer = consumer
         self.stored = stored
+        self.suspect = suspect
 
     @property
     def message(self) -> Message:
@@ -96,6 +103,24 @@ class MemoryDelivery:
         """When it first failed in this handler."""
         return self.stored.first_failed_at
 
+    @property
+    def routed_by(self) -> str | None:
+        """The type by which it was routed here; None if it was sent to this queue alone."""
+        return self.stored.routed_by
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was given back already."""
+        return not self._consumer.holds(self.stored)
+
+    async def begin(self) -> int:
+        """Note that a run begins; return how many never ended."""
+        return self._consumer.begin(self.stored)
+
+    async def end(self) -> None:
+        """Note that a run is over."""
+        self._consumer.end(self.stored)
+
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out, all of it or nothing."""
         self._consumer.settle(self.stored, outcome)
@@ -111,6 +136,7 @@ class MemoryConsumer:
         self._waiting: deque[asyncio.Future[Stored]] = deque()
         self._unsettled: dict[int, Stored] = {}
         self._cut = False
+        self._first = True
 
     def __aiter__(self) -> Self:
         return self
@@ -120,16 +146,37 @@ class MemoryConsumer:
         self._waiting.append(future)
         self._queue.hand_out()
         try:
-            return MemoryDelivery(self, await future)
+            stored = await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self._give_back(future.result())
             raise
+        judged, self._first = self._first or not self._queue.subscription.ordered, False
+        return MemoryDelivery(self, stored, suspect=judged and stored.redelivered >= SUSPECT)
 
     async def limit(self, unsettled: int) -> None:
-        """Hold at most so many unsettled deliveries from now on."""
+        """Hold at most so many unsettled deliveries from now on; 0 on what is ordered gives all of them back."""
         self._limit = unsettled
+        if not unsettled and self._queue.subscription.ordered and not self._cut:
+            self._return_all()
+            # it is another's turn now
+            self._queue.consumers.remove(self)
+            self._queue.consumers.append(self)
         self._queue.hand_out()
+
+    def holds(self, stored: Stored) -> bool:
+        """Tell whether it has the copy, and may settle it."""
+        return stored.position in self._unsettled
+
+    def begin(self, stored: Stored) -> int:
+        """Note that a run of the copy begins; return how many never ended."""
+        if not self.holds(stored):
+            raise DeliveryLost(f"the delivery of {stored.message.id} belongs to a worker that is gone")
+        return self._transport.begin(stored)
+
+    def end(self, stored: Stored) -> None:
+        """Note that a run of the copy is over."""
+        self._transport.end(stored)
 
     @property
     def paused(self) -> bool:
@@ -163,6 +210,10 @@ class MemoryConsumer:
         """Consume no more, and give back what is unsettled."""
         self._cut = True
         self._queue.consumers.remove(self)
+        self._return_all()
+
+    def _return_all(self) -> None:
+        self._first = True
         returned, self._unsettled = list(self._unsettled.values()), {}
         self._queue.put_back(map(_seen, returned))
 
@@ -238,6 +289,7 @@ class MemoryTransport:
         self.queues: dict[str, MemoryQueue] = {}
         self._dead_letters = MemoryDeadLetters(self)
         self._positions = 0
+        self._begun: Counter[int] = Counter()
         self._delayed: dict[int, asyncio.TimerHandle] = {}
 
     @property
@@ -289,6 +341,16 @@ class MemoryTransport:
             for consumer in list(queue.consumers):
                 consumer.leave()
 
+    def begin(self, stored: Stored) -> int:
+        """Note that a run begins; return how many of the same copy began and never ended."""
+        self._begun[stored.position] += 1
+        return self._begun[stored.position] - 1
+
+    def end(self, stored: Stored) -> None:
+        """Note that a run is over."""
+        self._begun.subtract([stored.position])
+        self._begun += Counter()  # what ended is forgotten
+
     def carry_out(self, queue: MemoryQueue, stored: Stored, outcome: Outcome) -> None:
         """Store what an outcome asks for."""
         match outcome:
@@ -297,8 +359,8 @@ class MemoryTransport:
                 for outgoing in published:
                     self._send(outgoing)
             case Retry(delay=delay, failure=failure, attempt=attempt):
-                since = failure.first_failed_at
-                self._later(delay, lambda: queue.put(Stored(stored.message, self._position(), attempt, since)))
+                again = replace(stored, attempt=attempt, first_failed_at=failure.first_failed_at, redelivered=0)
+                self._later(delay, lambda: queue.put(replace(again, position=self._position())))
             case DeadLetter():
                 self._dead_letters.add(stored.message, outcome)
             case Release():
@@ -330,8 +392,9 @@ class MemoryTransport:
         self.on_sent(outgoing)
 
         def route() -> None:
+            by = outgoing.message.type if outgoing.address is None else None
             for queue in self._routes(outgoing):
-                queue.put(Stored(outgoing.message, self._position()))
+                queue.put(Stored(outgoing.message, self._position(), routed_by=by))
 
         self._later(outgoing.delay, route)
 

@@ -33,6 +33,9 @@ class Shipped(Event, type="order.shipped"):
 class Played:
     """A delivery that remembers how it was settled, and fails to settle as often as it is told to."""
 
+    suspect = lost = False
+    routed_by: str | None = None
+
     def __init__(self, body: bytes = b"{}", *, attempt: int = 1, redelivered: int = 0, **changed: Any) -> None:
         given: dict[str, Any] = {"id": "one", "type": "order.placed", "version": 1, "source": "/t"} | changed
         self.message = Message(time=datetime.now(UTC), body=body, **given)
@@ -41,6 +44,15 @@ class Played:
         self.first_failed_at: datetime | None = None
         self.settled: list[Outcome] = []
         self.refuse: list[Exception] = []
+        self.marks: list[str] = []
+        self.begun = 0
+
+    async def begin(self) -> int:
+        self.marks.append("begin")
+        return self.begun
+
+    async def end(self) -> None:
+        self.marks.append("end")
 
     async def settle(self, outcome: Outcome) -> None:
         self.settled.append(outcome)

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bus import Event, Release, Service, TopologyMismatch
-from bus import worker as worker_module
+from bus import subscriber as subscriber_module
+from bus.subscriber import Gate, prefetch
 from bus.testing import Tester
 from bus.transport.memory import MemoryTransport
-from bus.worker import Countdown, Gate, prefetch
+from bus.worker import Countdown
 from tests.contract.stage import Log, Stage, staged
 
 
@@ -69,7 +70,7 @@ def test_a_countdown_calls_once() -> None:
 
 
 async def test_a_delivery_that_waits_too_long_for_its_slot_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "LONGEST_WAIT", 30.0)
+    monkeypatch.setattr(subscriber_module, "LONGEST_WAIT", 30.0)
     released: list[object] = []
     carry_out = MemoryTransport.carry_out
 

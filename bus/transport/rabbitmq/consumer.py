@@ -14,13 +14,12 @@ from . import envelope, wire
 from .channel import Channel, ChannelClosed, Received
 from .delivery import RabbitMQDelivery, Settling
 from .supervisor import Backoff, Supervisor
+from .suspects import SUSPECT
 
 
 PROBE_AFTER: Final = 15.0
 """Seconds without news after which a channel is asked whether it still lives."""
 PROBE_WITHIN: Final = 10.0
-SUSPECT: Final = 2
-"""A message that came back so often without an outcome may be what kills workers."""
 
 
 class Inbox:
@@ -194,6 +193,7 @@ class Feed:
     async def limit(self, unsettled: int) -> None:
         """Consume at most so many unsettled from now on; 0 stops, and gives back what nobody took."""
         self._limit = unsettled
+        self._probing = False
         try:
             await self._apply()
         except ConnectionError:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, Message
+from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ORIGINAL_PREFIX, ROUTED, ROUTING_KEY, Message
 from ...outcome import Failure
 from . import wire
 from .delay import is_cascade
@@ -24,7 +24,7 @@ NESTED: Final = "tidegate-nested"
 """JSON of the original headers that are tables or arrays, which streams drop."""
 WRAPPED: Final = "tidegate-wrapped"
 """Says that the body holds the original's content header and body."""
-PROGRESS: Final = (ATTEMPT, FIRST_FAILED_AT, NESTED, "x-stream-offset")
+PROGRESS: Final = (ATTEMPT, FIRST_FAILED_AT, ROUTED, NESTED, "x-stream-offset")
 MOST_COPIED: Final = 64_000
 """Bytes of properties that a dead letter may have: 140 kB were seen to close the connection."""
 MOVED_PROPERTIES: Final = ("expiration", "user_id")
@@ -126,8 +126,12 @@ def _copy(raw: bytes, message: Message, routing_key: str, added: Mapping[str, An
         if (value := properties.pop(name, None)) is not None:
             headers[ORIGINAL_PREFIX + name] = value
     # an earlier failure record or trip through the delay cascade says nothing of this copy
-    kept = {name: value for name, value in headers.items() if not (name.startswith(RECORD) or is_cascade(name))}
+    kept = {name: value for name, value in headers.items() if not _of_earlier(name)}
     return encode({**properties, "headers": _movable({**kept, **added}), "delivery_mode": 2})
+
+
+def _of_earlier(name: str) -> bool:
+    return name.startswith(RECORD) or is_cascade(name) or name == ROUTED
 
 
 def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,15 +7,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Final, assert_never
 
 from ...errors import BusUnavailable, DeliveryLost, PublishRefused, Unroutable
-from ...message import Message, Outgoing
+from ...message import ROUTED, Message, Outgoing
 from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .. import Subscription
 from . import copies, delay, envelope, wire
 from .channel import Parcel, Received
 from .supervisor import Backoff
+from .suspects import SUSPECT, Suspects
 from .topology import Names, retry_key
 
 
@@ -34,6 +36,7 @@ class Settling:
     store: Callable[[Sequence[Parcel]], Awaitable[None]]
     redeclare: Callable[[], Awaitable[None]]
     delay_to: Callable[[str], Awaitable[None]]
+    suspects: Suspects
 
     @cached_property
     def _back(self) -> str:
@@ -51,16 +54,15 @@ class Settling:
 class RabbitMQDelivery:
     """A delivery; settling is bound to the life of the channel that it came by."""
 
-    __slots__ = ("_arrived", "_exchange", "_key", "_received", "_settling", "_tag")
+    __slots__ = ("_arrived", "_exchange", "_key", "_received", "_run", "_settling", "_tag")
 
     def __init__(self, received: Received, settling: Settling) -> None:
         self._received = received
         self._settling = settling
+        self._run = ""
         self._tag, redelivered, self._exchange, self._key = wire.delivered(received.method)
         ours = settling.is_ours(self._exchange)
-        self._arrived = envelope.decode(
-            received.header, received.body, self._key, ours=ours, redelivered=int(redelivered)
-        )
+        self._arrived = envelope.decode(received.header, received.body, self._key, ours=ours, redelivered=redelivered)
 
     @property
     def message(self) -> Message:
@@ -81,6 +83,46 @@ class RabbitMQDelivery:
     def first_failed_at(self) -> datetime | None:
         """When it first failed in this handler."""
         return self._arrived.first_failed_at
+
+    @property
+    def routed_by(self) -> str | None:
+        """The key by which the topic exchange sent it here; None if it was sent to this queue alone."""
+        return self._key if self._exchange == self._settling.names.events else self._arrived.routed_by
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what kills workers; of what is ordered, only the first of a channel is judged."""
+        arrived = self._arrived
+        if not arrived.redelivered or (arrived.counted and arrived.redelivered < SUSPECT):
+            return False
+        return self._tag == 1 or not self._settling.subscription.ordered
+
+    @property
+    def lost(self) -> bool:
+        """Whether its channel is gone."""
+        return self._received.channel.error is not None
+
+    async def begin(self) -> int:
+        """Mark durably that a run begins; return how many never ended."""
+        began = 0
+
+        async def mark() -> None:
+            nonlocal began
+            self._run, began = await self._settling.suspects.begin(self._mark_key)
+
+        await self._held(mark)
+        return began
+
+    async def end(self) -> None:
+        """Mark that the run is over."""
+        await self._settling.suspects.end(self._mark_key, self._run)
+
+    @property
+    def _mark_key(self) -> str:
+        message = self.message
+        # without an id of its own it is known by what it carries: the same bytes kill again
+        id = blake2b(message.body, digest_size=16).hexdigest() if message.id_made_up else message.id
+        return f"{self._settling.subscription.handler} {id}"
 
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out; every copy is confirmed before the original is acked."""
@@ -149,6 +191,8 @@ class RabbitMQDelivery:
         else:
             exchange, key = delay.entrance(names, outcome.delay), names.queue(subscription)
             added = delay.headers(outcome.delay, delay.TO_QUEUE)
+        if self.routed_by is not None:
+            added[ROUTED] = True
         flags, properties = copies.retry(
             self._received.header, self.message, self._key, outcome.failure, outcome.attempt, added
         )

@@ -24,6 +24,7 @@ from ...message import (
     JSON_CONTENT,
     MADE_ID,
     ORIGINAL_PREFIX,
+    ROUTED,
     ROUTING_KEY,
     Ids,
     Message,
@@ -66,6 +67,10 @@ class Arrived:
     attempt: int
     first_failed_at: datetime | None
     redelivered: int
+    counted: bool
+    """Whether the broker counted the redeliveries; where not, `redelivered` is 1 however often it came."""
+    routed_by: str | None
+    """The routing key by which an earlier delivery of it was routed to this handler; on retry copies."""
 
 
 def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
@@ -115,7 +120,7 @@ def _rare(message: Message) -> list[bytes]:
     return [wire.field(CLOUDEVENTS_PREFIX + name, value) for name, value in given.items() if value is not None]
 
 
-def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered: int = 0) -> Arrived:
+def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered: bool = False) -> Arrived:
     """Read a delivery. `ours` says that it came back by an exchange of ours, so that its attempt counts.
 
     `redelivered` is what the broker's flag says: quorum queues count in a header, others only flag.
@@ -161,7 +166,9 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered
         message,
         attempt=max(_whole(headers.get(ATTEMPT), 1), 1) if ours else 1,
         first_failed_at=_moment(FIRST_FAILED_AT, headers.get(FIRST_FAILED_AT), problems) if ours else None,
-        redelivered=_whole(headers.get(DELIVERY_COUNT), redelivered),
+        redelivered=max(_whole(headers.get(DELIVERY_COUNT), 1), 1) if redelivered else 0,
+        counted=DELIVERY_COUNT in headers,
+        routed_by=key if ours and headers.get(ROUTED) is True else None,
     )
 
 

@@ -16,8 +16,9 @@ from typing import Any, Final
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelPreconditionFailed, ProbableAuthenticationError
+from pamqp.common import FieldTable
 
-from ...errors import AccessRefused, TidegateError, TopologyMismatch
+from ...errors import AccessRefused, BusUnavailable, TidegateError, TopologyMismatch
 from .. import Subscription
 from .address import Address
 
@@ -26,6 +27,9 @@ DELIVERY_LIMIT: Final = 1_000
 """A backstop only: what kills workers is dead-lettered long before. Never -1: 3.10 discards after one return."""
 CONSUMER_TIMEOUT: Final = 1_800_000
 CONNECT_TIMEOUT: Final = 10.0
+MARKS_LAST: Final = "7D"
+SEGMENT: Final = 1_000_000
+"""Bytes after which a stream begins a new file; only whole files grow old enough to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,10 @@ class Names:
     def dead(self, service: str) -> str:
         """The fanout exchange, and the stream, of a service's dead letters."""
         return self.of(f"{service}.dead")
+
+    def suspects(self, service: str) -> str:
+        """The stream of marks of what may kill the service's workers."""
+        return self.of(f"{service}.suspects")
 
 
 def milliseconds(delay: timedelta) -> int:
@@ -197,6 +205,22 @@ async def _declare_subscription(channel: AbstractChannel, names: Names, subscrip
         await step.bind(names.retry(subscription.service), f"{milliseconds(delay)}.#")
     for pattern in subscription.patterns:
         await queue.bind(names.events, pattern)
+
+
+async def declare_suspects(addresses: Sequence[Address], stream: str) -> None:
+    """Declare the stream of a service's suspects. Raises AccessRefused without the right to."""
+    arguments: FieldTable = {
+        "x-queue-type": "stream",
+        "x-max-age": MARKS_LAST,
+        "x-stream-max-segment-size-bytes": SEGMENT,
+    }
+    try:
+        async with administration(addresses) as connection, connection.channel() as channel:
+            await channel.declare_queue(stream, durable=True, arguments=arguments)
+    except ChannelClosed as error:
+        raise AccessRefused(f"{stream}: {error}") from error
+    except (ConnectionError, AMQPError, TimeoutError) as error:
+        raise BusUnavailable(f"{stream} cannot be declared now: {error!r}", {}) from error
 
 
 async def declare_when_up(

@@ -10,7 +10,7 @@ from aio_pika.exceptions import AMQPError
 
 from ...errors import PublishRefused, TidegateError, TopologyMismatch
 from ...logs import logger
-from ...message import Outgoing
+from ...message import ROUTED, Outgoing
 from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
@@ -21,6 +21,7 @@ from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
 from .publisher import Publisher
 from .supervisor import Backoff, Supervisor
+from .suspects import Suspects
 
 
 class RabbitMQTransport:
@@ -36,6 +37,7 @@ class RabbitMQTransport:
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
         self._faults: dict[str, TidegateError] = {}
+        self._suspects: dict[str, Suspects] = {}
         self._delays: set[str] = set()
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
@@ -95,7 +97,13 @@ class RabbitMQTransport:
         feeds = [Feed(self._consuming, own, inbox, limit, redeclare, ordered=subscription.ordered)]
         feeds += [Feed(self._consuming, source, inbox, limit, None) for source in subscription.sources]
         settling = Settling(
-            subscription, self._names, self.publish, self._publisher.publish, redeclare, self._prepare_delay_to
+            subscription,
+            self._names,
+            self.publish,
+            self._publisher.publish,
+            redeclare,
+            self._prepare_delay_to,
+            self._suspects_of(subscription.service),
         )
         async with asyncio.TaskGroup() as tasks:
             keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
@@ -109,6 +117,16 @@ class RabbitMQTransport:
         """End the publisher; the links close with the scope that `open` made."""
         await self._publisher.aclose()
 
+    def _suspects_of(self, service: str) -> Suspects:
+        if service not in self._suspects:
+            stream = self._names.suspects(service)
+
+            async def declare(stream: str) -> None:
+                await topology.declare_suspects(self._addresses, stream)
+
+            self._suspects[service] = Suspects(self._consuming, stream, self._publisher.publish, declare)
+        return self._suspects[service]
+
     def _start_consuming(self) -> None:
         # a program that only publishes needs no second connection
         if self._consuming_task is None and self._tasks is not None:
@@ -120,7 +138,10 @@ class RabbitMQTransport:
         added = None
         if outgoing.delay:
             exchange = delay.entrance(self._names, outgoing.delay)
-            added = delay.headers(outgoing.delay, delay.TO_EVENTS if outgoing.address is None else delay.TO_QUEUE)
+            if outgoing.address is None:
+                added = {**delay.headers(outgoing.delay, delay.TO_EVENTS), ROUTED: True}
+            else:
+                added = delay.headers(outgoing.delay, delay.TO_QUEUE)
         return Parcel(
             id=message.id,
             exchange=exchange,

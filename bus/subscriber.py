@@ -1,0 +1,145 @@
+"""Subscriber: takes one handler's deliveries and runs them, as many at once as its slots and its flow allow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Final
+
+from .outcome import Release
+from .service import Handler, Process, Service
+from .transport import Consumer, Delivery
+
+
+LONGEST_WAIT: Final = 15 * 60.0
+"""Seconds that a delivery may wait unstarted: half of what the broker allows before it takes the message back."""
+
+
+class Gate:
+    """The slots of one handler: its service's, and its own where it has a limit. The waiting take turns."""
+
+    def __init__(self, service: asyncio.Semaphore, own: asyncio.Semaphore | None) -> None:
+        self._service = service
+        self._own = own
+
+    async def take(self) -> None:
+        """Wait for the right to run one delivery."""
+        if self._own is not None:
+            await self._own.acquire()
+        try:
+            await self._service.acquire()
+        except BaseException:
+            if self._own is not None:
+                self._own.release()
+            raise
+
+    def free(self) -> bool:
+        """Tell whether `take` would return at once."""
+        return not (self._service.locked() or (self._own is not None and self._own.locked()))
+
+    def give(self) -> None:
+        """Give the right back."""
+        self._service.release()
+        if self._own is not None:
+            self._own.release()
+
+
+def prefetch(service: Service, handler: Handler) -> int:
+    """Return how many deliveries of the handler may be unsettled: its share of twice the service's concurrency."""
+    share = max(1, 2 * service.concurrency // len(service.handlers))
+    return share if handler.concurrency is None else min(share, 2 * handler.concurrency)
+
+
+class Subscriber:
+    """The tasks that take one handler's deliveries, as many as may be unsettled at once.
+
+    `turn` is the right to run a suspect, one in the whole process: none dies beside another and takes its blame.
+    """
+
+    def __init__(
+        self, handler: Handler, gate: Gate, process: Process, unsettled: int, turn: asyncio.Lock, grace: float
+    ) -> None:
+        self.handler = handler
+        self.unsettled = unsettled
+        self._gate = gate
+        self._process = process
+        self._turn = turn
+        self._grace = grace
+        self._idle: set[asyncio.Task[None]] = set()
+
+    async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
+        """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
+        async with asyncio.TaskGroup() as tasks:
+            working = [tasks.create_task(self._work(consumer, stop)) for _ in range(self.unsettled)]
+            following = tasks.create_task(self._follow(consumer))
+            await stop.wait()
+            following.cancel()
+            for task in self._idle:
+                task.cancel()
+            await consumer.limit(0)
+            await asyncio.wait(working, timeout=self._grace)
+            for task in working:
+                task.cancel()
+
+    async def _follow(self, consumer: Consumer) -> None:
+        """Carry every change of the handler's flow to the broker."""
+        flow, limit = self.handler.flow, self.unsettled
+        while True:
+            if (wanted := flow.most(self.unsettled)) != limit:
+                limit = wanted
+                await consumer.limit(limit)
+            else:
+                await flow.changed()
+
+    async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while not stop.is_set():
+            self._idle.add(task)
+            delivery = await anext(consumer)
+            if delivery.suspect:
+                await self._run_alone(delivery, consumer, task)
+            else:
+                await self._run(delivery, task)
+            # a full buffer never suspends, and neither may a handler: the loop has others to serve
+            await asyncio.sleep(0)
+
+    async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        if self._gate.free():
+            await self._gate.take()
+        elif not await self._waited(self._gate.take(), delivery):
+            return
+        elif delivery.lost:
+            self._gate.give()
+            return
+        if self.handler.flow.stopped:
+            self._gate.give()
+            await delivery.settle(Release())
+            return
+        self._idle.discard(task)
+        await self._process(delivery)
+
+    async def _run_alone(self, delivery: Delivery, consumer: Consumer, task: asyncio.Task[None]) -> None:
+        """Run a suspect beside no other suspect of the process; what is none goes on meanwhile."""
+        if self._turn.locked():
+            # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
+            await consumer.limit(self.handler.flow.most(self.unsettled))
+        if await self._waited(self._turn.acquire(), delivery):
+            try:
+                if not delivery.lost:
+                    await self._run(delivery, task)
+            finally:
+                self._turn.release()
+
+    async def _waited(self, turn: Awaitable[object], delivery: Delivery) -> bool:
+        """Wait for a turn; give the delivery back where that takes too long, or nothing may begin any more."""
+        try:
+            async with asyncio.timeout(LONGEST_WAIT):
+                await turn
+        except (TimeoutError, asyncio.CancelledError) as error:
+            # nobody has seen it yet: another replica may have it, also while a stop waits for what runs here
+            await delivery.settle(Release())
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return False
+        return True

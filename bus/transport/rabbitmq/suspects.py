@@ -1,0 +1,137 @@
+"""The marks of a service's suspects: a stream in which a run is noted before it begins, and again after it ended.
+
+How often the broker handed a message out proves nothing, as deploys and lost connections raise that too. A run that
+began and never ended does: whatever ran it is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from pamqp import commands
+
+from ...errors import AccessRefused, BusUnavailable, PublishError, Unroutable
+from ...logs import logger
+from ...message import Ids
+from . import copies, wire
+from .channel import ChannelClosed, Parcel, Received
+from .supervisor import Supervisor
+
+
+SUSPECT: Final = 2
+"""A message that came back so often without an outcome may be what kills workers."""
+KEY: Final = "tidegate-suspect"
+TOKEN: Final = "tidegate-token"
+BEGUN: Final = "tidegate-begun"
+PREFETCH: Final = 1_000
+READ_WITHIN: Final = 10.0
+END_WITHIN: Final = 2.0
+"""Seconds for the note that a run ended: a worker that stops does not wait longer."""
+
+
+class Suspects:
+    """Appends marks to a service's stream, and reads it on to the last one that it appended.
+
+    A user that may neither declare nor use the stream goes without, and is told once: a suspect is run unmarked then.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        stream: str,
+        store: Callable[[Sequence[Parcel]], Awaitable[None]],
+        declare: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._supervisor = supervisor
+        self._stream = stream
+        self._store = store
+        self._declare = declare
+        self._make_token = Ids()
+        self._begun: dict[str, set[str]] = {}
+        self._next: int | str = "first"
+        self._reading = asyncio.Lock()
+        self._refused = False
+
+    async def begin(self, key: str) -> tuple[str, int]:
+        """Mark that a run of this message begins; return the mark, and how many earlier ones have no end.
+
+        Raises BusUnavailable or PublishRefused where that cannot be stored or read now.
+        """
+        token = self._make_token()
+        if self._refused:
+            return token, 0
+        try:
+            await self._append(key, token, begun=True)
+            async with self._reading:
+                await self._read_to(token)
+        except AccessRefused as error:
+            self._refused = True
+            logger().warning("suspects run unmarked", stream=self._stream, error=str(error))
+            return token, 0
+        return token, len(self._begun.get(key, {token})) - 1
+
+    async def end(self, key: str, token: str) -> None:
+        """Mark that the run is over. Where that cannot be stored it is logged, and the run counts as one that died."""
+        if self._refused:
+            return
+        try:
+            async with asyncio.timeout(END_WITHIN):
+                await self._append(key, token, begun=False)
+        except (TimeoutError, PublishError) as error:
+            logger().warning("the end of a suspect's run is not noted", stream=self._stream, error=str(error))
+
+    async def _append(self, key: str, token: str, *, begun: bool) -> None:
+        headers = {KEY: key, TOKEN: token, BEGUN: begun}
+        flags, properties = copies.encode({"headers": headers, "delivery_mode": 2})
+        mark = Parcel(token, "", self._stream, flags, properties, b"", mandatory=True)
+        try:
+            await self._store([mark])
+        except Unroutable:
+            # declared when it is first needed: most services never have a suspect
+            await self._declare(self._stream)
+            await self._store([mark])
+
+    async def _read_to(self, token: str) -> None:
+        """Read on until the mark of this token was seen."""
+        try:
+            async with asyncio.timeout(READ_WITHIN):
+                link = await self._supervisor.link()
+                channel = await link.channel()
+                inbox: asyncio.Queue[Received | None] = asyncio.Queue()
+                channel.on_delivery = inbox.put_nowait
+                channel.on_end = lambda: inbox.put_nowait(None)
+                try:
+                    await channel.rpc(commands.Basic.Qos(prefetch_count=PREFETCH))
+                    offset: dict[str, Any] = {"x-stream-offset": self._next}
+                    await channel.rpc(commands.Basic.Consume(queue=self._stream, arguments=offset))
+                    while (received := await inbox.get()) is not None:
+                        channel.settle(wire.delivered(received.method)[0])
+                        if self._fold(wire.properties(received.header).get("headers", {})) == token:
+                            return
+                    raise BusUnavailable(f"{self._stream}: the connection was lost while reading: {channel.error}", {})
+                finally:
+                    channel.on_delivery, channel.on_end = lambda _: None, lambda: None
+                    channel.leave()
+        except ChannelClosed as error:
+            if error.code == 403:
+                raise AccessRefused(f"{self._stream}: {error.text}") from error
+            raise BusUnavailable(f"{self._stream}: {error}", {}) from error
+        except (ConnectionError, TimeoutError) as error:
+            raise BusUnavailable(f"{self._stream}: its marks could not be read: {error!r}", {}) from error
+
+    def _fold(self, headers: dict[str, Any]) -> str:
+        """Take the next mark, and return its token; one that was read before changes nothing."""
+        offset, key, token = headers["x-stream-offset"], str(headers.get(KEY)), str(headers.get(TOKEN))
+        if isinstance(self._next, int) and offset < self._next:
+            return token
+        self._next = offset + 1
+        open_runs = self._begun.setdefault(key, set())
+        if headers.get(BEGUN):
+            open_runs.add(token)
+        else:
+            open_runs.discard(token)
+            if not open_runs:
+                del self._begun[key]
+        return token
