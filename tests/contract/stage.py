@@ -141,9 +141,9 @@ class Stage:
         async with await aio_pika.connect(self.settings.url) as connection, connection.channel() as channel:
             return (await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0
 
-    async def letters(self, service: str, size: int = 1) -> list[Letter]:
+    async def letters(self, service: str, size: int = 1, within: float = WITHIN) -> list[Letter]:
         """Return the open letters of a service, as soon as there are so many."""
-        async with asyncio.timeout(WITHIN):
+        async with asyncio.timeout(within):
             while True:
                 found = [letter async for letter in self.transport.dead_letters.browse(service)]
                 if len(found) >= size:
