@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from . import resources, topic
 from .clock import Seconds, span
@@ -41,6 +41,19 @@ QUEUE_NAME = re.compile(r"[a-zA-Z0-9\-_.:@#,/+ ]{1,255}")
 LONGEST_TIMEOUT = timedelta(minutes=25)
 DEFAULT_TIMEOUT = 60.0
 DEFAULT_CONCURRENCY = 16
+
+
+class Options(TypedDict, total=False):
+    """What `Service.on` takes beside the events.
+
+    `name` pins the queue's name when the function is renamed. `retry` is by default `exponential(attempts=6,
+    first=0.5, factor=4, limit=300)`; `timeout` 60 s, at most 25 min; `concurrency` is the service's unless set.
+    """
+
+    name: str | None
+    retry: Policy
+    timeout: Seconds
+    concurrency: int | None
 
 
 class Subscribe(Protocol[In]):
@@ -129,70 +142,23 @@ class Service:
         return f"Service({self.name!r})"
 
     @overload
-    def on(
-        self,
-        a: type[A],
-        /,
-        *,
-        name: str | None = ...,
-        retry: Policy = ...,
-        timeout: Seconds = ...,
-        concurrency: int | None = ...,
-    ) -> Subscribe[A]: ...
+    def on(self, a: type[A], /, **options: Unpack[Options]) -> Subscribe[A]: ...
     @overload
-    def on(
-        self,
-        a: type[A],
-        b: type[B],
-        /,
-        *,
-        name: str | None = ...,
-        retry: Policy = ...,
-        timeout: Seconds = ...,
-        concurrency: int | None = ...,
-    ) -> Subscribe[A | B]: ...
+    def on(self, a: type[A], b: type[B], /, **options: Unpack[Options]) -> Subscribe[A | B]: ...
     @overload
-    def on(
-        self,
-        a: type[A],
-        b: type[B],
-        c: type[C],
-        /,
-        *,
-        name: str | None = ...,
-        retry: Policy = ...,
-        timeout: Seconds = ...,
-        concurrency: int | None = ...,
-    ) -> Subscribe[A | B | C]: ...
+    def on(self, a: type[A], b: type[B], c: type[C], /, **options: Unpack[Options]) -> Subscribe[A | B | C]: ...
     @overload
-    def on(
-        self,
-        source: str | Queue,
-        /,
-        *sources: str | Queue,
-        name: str | None = ...,
-        retry: Policy = ...,
-        timeout: Seconds = ...,
-        concurrency: int | None = ...,
-    ) -> Subscribe[Message]: ...
-    def on(
-        self,
-        *sources: Any,
-        name: str | None = None,
-        retry: Policy | None = None,
-        timeout: Seconds = DEFAULT_TIMEOUT,
-        concurrency: int | None = None,
-    ) -> Any:
+    def on(self, source: str | Queue, /, *sources: str | Queue, **options: Unpack[Options]) -> Subscribe[Message]: ...
+    def on(self, *sources: Any, **options: Unpack[Options]) -> Any:
         """Subscribe a function to events of a class (or of a base's subclasses), or to messages by topic pattern.
 
         The function gets the event (a pattern or a Queue: the Message) first; its other parameters are found by their
-        annotations: Context, Message, or a resource. What it returns is published with its ack. `name` pins the
-        queue's name when the function is renamed. `retry` is by default `exponential(attempts=6, first=0.5, factor=4,
-        limit=300)`; `timeout` 60 s, at most 25 min; `concurrency` is the service's unless set.
+        annotations: Context, Message, or a resource. What it returns is published with its ack. `options` are those of
+        `Options`; raises ConfigurationError for one that is none, or a value that cannot be.
         """
 
         def register(function: Fn) -> Fn:
-            self.handlers.append(_handler(self, function, sources, name, retry, timeout, concurrency))
+            self.handlers.append(_handler(self, function, sources, options))
             return function
 
         return register
@@ -249,16 +215,12 @@ def _twice(what: str, named: list[tuple[str, str]]) -> list[str]:
     return problems
 
 
-def _handler(
-    service: Service,
-    function: Callable[..., Any],
-    sources: tuple[Any, ...],
-    name: str | None,
-    retry: Policy | None,
-    timeout: Seconds,
-    concurrency: int | None,
-) -> Handler:
+def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any, ...], options: Options) -> Handler:
     place = where(function)
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise ConfigurationError(
+            f"{place}: on() has no option {min(unknown)!r}; it has {', '.join(Options.__annotations__)}"
+        )
     if not inspect.isroutine(function):
         raise ConfigurationError(f"{place}: a handler is a function, and its name is the queue's")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -268,6 +230,7 @@ def _handler(
     queues = tuple(source.name for source in sources if isinstance(source, Queue))
     if not sources or len(events) + len(patterns) + len(queues) != len(sources) or (events and patterns + queues):
         raise ConfigurationError(f"{place}: on() takes event classes, or topic patterns and Queue(…), but not both")
+    timeout, concurrency = options.get("timeout", DEFAULT_TIMEOUT), options.get("concurrency")
     if timeout is None or not timedelta() < span(timeout) <= LONGEST_TIMEOUT:
         raise ConfigurationError(
             f"{place}: timeout={timeout}; it must be above 0 and at most 25 minutes, because a broker takes a message "
@@ -275,12 +238,12 @@ def _handler(
         )
     return Handler(
         service=service.name,
-        name=check_name(f"{place}: handler", name or function.__name__),
+        name=check_name(f"{place}: handler", options.get("name") or function.__name__),
         function=function,
         events=events,
         patterns=patterns,
         queues=queues,
-        retry=retry if retry is not None else exponential(),
+        retry=options.get("retry") or exponential(),
         timeout=span(timeout).total_seconds(),
         concurrency=None if concurrency is None else _concurrency(place, concurrency),
         needs=_needs(function, place),

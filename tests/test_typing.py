@@ -27,7 +27,7 @@ def check(*command: str) -> str:
 def test_mypy_accepts_good_code_and_finds_each_mistake() -> None:
     said = check("mypy", "--strict", "--config-file=", "--cache-dir=.mypy_cache/typing", str(GOOD), str(BAD))
     found = re.findall(r"^\S*?(\w+\.py):(\d+): error: .*\[(\S+)\]$", said, re.MULTILINE)
-    assert found == [(BAD.name, str(line), code) for line, code in MISTAKES], said
+    assert list(dict.fromkeys(found)) == [(BAD.name, str(line), code) for line, code in MISTAKES], said
 
 
 def test_pyright_accepts_good_code_and_finds_each_mistake(tmp_path: Path) -> None:
@@ -37,5 +37,5 @@ def test_pyright_accepts_good_code_and_finds_each_mistake(tmp_path: Path) -> Non
     said = check("basedpyright", "--project", str(config), "--pythonpath", sys.executable, "--outputjson")
     report = json.loads(said)
     found = [(Path(error["file"]), error["range"]["start"]["line"] + 1) for error in report["generalDiagnostics"]]
-    assert found == [(BAD, line) for line, _ in MISTAKES], said
+    assert list(dict.fromkeys(found)) == [(BAD, line) for line, _ in MISTAKES], said
     assert report["summary"]["filesAnalyzed"] == len((GOOD, BAD))

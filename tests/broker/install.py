@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Final
 
 FOLDERS: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
 POLICY: Final = Path("/usr/sbin/policy-rc.d")
+TURN: Final = Path(tempfile.gettempdir(), "tidegate-install.lock")
 MISSING: Final = (
     "The tests on a real broker need RabbitMQ: install the package rabbitmq-server (Debian, Ubuntu: "
     "apt install rabbitmq-server; macOS: brew install rabbitmq), or run Docker, or run the tests as root on Debian."
@@ -24,15 +27,20 @@ class NoBroker(RuntimeError):
 
 
 def programs() -> Path | None:
-    """Return the folder of RabbitMQ's programs; None means Docker. Raises NoBroker with what is missing."""
-    if found := _found():
-        return found
-    if _docker():
-        return None
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        _install()
+    """Return the folder of RabbitMQ's programs; None means Docker. Raises NoBroker with what is missing.
+
+    Processes take turns: what another one is just installing is there only when that one is done.
+    """
+    with TURN.open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
         if found := _found():
             return found
+        if _docker():
+            return None
+        if os.geteuid() == 0 and shutil.which("apt-get"):
+            _install()
+            if found := _found():
+                return found
     raise NoBroker(MISSING)
 
 

@@ -34,6 +34,10 @@ async def wrong_return(event: Placed) -> str:
 async def half_of_them(event: Placed) -> None: ...
 
 
+@service.on(Placed, retries=3)  # E: call-overload
+async def no_such_option(event: Placed) -> None: ...
+
+
 @service.on("order.#")  # E: arg-type
 async def pattern_gives_messages(event: Placed) -> None: ...
 

@@ -65,6 +65,7 @@ async def fine(event: Placed, context: Context, message: Message) -> None: ...
         ((Placed,), {"timeout": None}, fine, "at most 25 minutes"),
         ((Placed,), {"concurrency": 0}, fine, "concurrency=0"),
         ((Placed,), {"concurrency": 10_001}, fine, "concurrency=10001"),
+        ((Placed,), {"retries": 3}, fine, "no option 'retries'; it has name, retry, timeout"),
         ((Placed,), {"name": "dead"}, fine, "own queues"),
         ((Placed,), {"name": "a.b"}, fine, "starts with a letter"),
         ((Placed,), {"name": "a" * 61}, fine, "up to 60"),
