@@ -12,6 +12,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractExchange
+from pamqp import commands
+from pamqp.base import Frame
 from pamqp.common import FieldTable
 
 from .address import Address
@@ -26,6 +28,8 @@ BIT: Final = "tidegate-d"
 PREFIX: Final = "delay."
 DONE: Final = "delay.due"
 RETURN: Final = "delay.return"
+VOID: Final = "delay.void"
+LOST: Final = "delay.unroutable"
 TO_EVENTS: Final = "events"
 TO_QUEUE: Final = "queue"
 
@@ -55,11 +59,14 @@ async def declare(addresses: Sequence[Address], names: Names) -> None:
             below = await _declare_level(channel, names, level, below)
 
 
-async def bind_queue(addresses: Sequence[Address], names: Names, queue: str) -> None:
-    """Let delayed messages that are meant for one queue reach it; idempotent."""
-    async with administration(addresses) as connection, connection.channel() as channel:
-        target = await channel.get_queue(queue, ensure=False)
-        await target.bind(names.of(RETURN), queue)
+def parts(names: Names) -> list[Frame]:
+    """Return the commands that look for every exchange and queue of the cascade, and change nothing."""
+    exchanges = [_level(names, level) for level in range(LEVELS)] + [names.of(DONE), names.of(RETURN), names.of(LOST)]
+    queues = [_level(names, level) for level in range(LEVELS)] + [names.of(VOID), names.of(LOST)]
+    return [
+        *(commands.Exchange.Declare(exchange=name, passive=True) for name in exchanges),
+        *(commands.Queue.Declare(queue=name, passive=True) for name in queues),
+    ]
 
 
 def _level(names: Names, level: int) -> str:
@@ -87,7 +94,7 @@ async def _declare_level(
 
 async def _declare_bottom(channel: AbstractChannel, names: Names) -> AbstractExchange:
     """Declare where due messages go: on to everyone, to one queue, or, if that is gone, to `delay.unroutable`."""
-    lost = await channel.declare_exchange(names.of("delay.unroutable"), "fanout", durable=True)
+    lost = await channel.declare_exchange(names.of(LOST), "fanout", durable=True)
     quorum: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
     await (await channel.declare_queue(lost.name, durable=True, arguments=quorum)).bind(lost)
     alternate: FieldTable = {"alternate-exchange": lost.name}
@@ -95,7 +102,7 @@ async def _declare_bottom(channel: AbstractChannel, names: Names) -> AbstractExc
     events = await channel.declare_exchange(names.events, "topic", durable=True)
     await events.bind(due, arguments={"x-match": "all", DUE: TO_EVENTS})
     # an event that nobody wants must count as delivered, or at-least-once would keep it for ever
-    void = await channel.declare_queue(names.of("delay.void"), durable=True, arguments={"x-message-ttl": 0})
+    void = await channel.declare_queue(names.of(VOID), durable=True, arguments={"x-message-ttl": 0})
     await void.bind(due, arguments={"x-match": "all", DUE: TO_EVENTS})
     back = await channel.declare_exchange(names.of(RETURN), "direct", durable=True, arguments=alternate)
     await back.bind(due, arguments={"x-match": "all", DUE: TO_QUEUE})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import Any, Final, assert_never
 
 from ...errors import BusUnavailable, DeliveryLost, PublishRefused, Unroutable
+from ...logs import logger
 from ...message import ROUTED, Message, Outgoing
 from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .. import Subscription
@@ -35,7 +36,7 @@ class Settling:
     publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
     store: Callable[[Sequence[Parcel]], Awaitable[None]]
     redeclare: Callable[[], Awaitable[None]]
-    delay_to: Callable[[str], Awaitable[None]]
+    delay_to: Callable[[Collection[str]], Awaitable[object]]
     suspects: Suspects
 
     @cached_property
@@ -149,9 +150,9 @@ class RabbitMQDelivery:
 
     async def _copied(self, copy: Parcel, delay: timedelta = NO_DELAY) -> None:
         settling = self._settling
-        if delay > NO_DELAY and delay not in settling.subscription.delays:
-            await settling.delay_to(settling.names.queue(settling.subscription))
         try:
+            if delay > NO_DELAY and delay not in settling.subscription.delays:
+                await settling.delay_to([settling.names.queue(settling.subscription)])
             await settling.store([copy])
         except (Unroutable, PublishRefused) as error:
             # the queue or exchange that the copy goes to may have been deleted: have it declared again
@@ -161,12 +162,16 @@ class RabbitMQDelivery:
     async def _held(self, store: Callable[[], Awaitable[None]]) -> None:
         """Store, and while the broker refuses try again with backoff; the handler is not run again meanwhile."""
         channel, backoff = self._received.channel, Backoff(first=0.1, limit=15)
+        name, told = self._settling.subscription.name, False
         give_up = asyncio.get_running_loop().time() + LONGEST_HOLD
         while True:
             self._require_channel()
             try:
                 await store()
-            except (PublishRefused, BusUnavailable):
+            except (PublishRefused, BusUnavailable) as error:
+                if not told:
+                    logger().warning("settling waits", subscription=name, id=self.message.id, error=str(error))
+                    told = True
                 if asyncio.get_running_loop().time() > give_up:
                     await channel.aclose()
             else:

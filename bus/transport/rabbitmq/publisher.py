@@ -31,9 +31,13 @@ class Publisher:
         self._deadlines: deque[tuple[float, Batch]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def publish(self, parcels: Sequence[Parcel]) -> None:
-        """Return when every parcel is stored. Raises Unroutable, PublishRefused or BusUnavailable with all fates."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
+    async def publish(self, parcels: Sequence[Parcel], deadline: float | None = None) -> None:
+        """Return when every parcel is stored. Raises Unroutable, PublishRefused or BusUnavailable with all fates.
+
+        Tries until `deadline`, in the loop's time; by default for the publish timeout.
+        """
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._timeout
         channel = self._channel
         if channel is not None and channel.error is None and channel.link.open_for_writing:
             told = await self._send(channel, parcels, deadline).future

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
-from aio_pika.exceptions import AMQPError
-
-from ...errors import PublishRefused, TidegateError, TopologyMismatch
+from ...errors import BusUnavailable, Fate, PublishError, PublishRefused, TidegateError, TopologyMismatch, Unroutable
 from ...logs import logger
 from ...message import ROUTED, Outgoing
 from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
 from .address import Address, addresses
+from .cascade import Cascade
 from .channel import Parcel
 from .consumer import Feed, Inbox, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
@@ -35,10 +34,11 @@ class RabbitMQTransport:
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
+        self._cascade = Cascade(hosts, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
+        self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
         self._suspects: dict[str, Suspects] = {}
-        self._delays: set[str] = set()
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._consuming_task: asyncio.Task[None] | None = None
@@ -78,9 +78,38 @@ class RabbitMQTransport:
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Store the messages, in order; waits for the broker up to the publish timeout."""
+        parcels = [self._parcel(outgoing) for outgoing in messages]
         if any(outgoing.delay for outgoing in messages):
-            await self._prepare_delays({o.address for o in messages if o.delay})
-        await self._publisher.publish([self._parcel(outgoing) for outgoing in messages])
+            await self._publish_delayed(parcels, {o.address for o in messages if o.delay and o.address is not None})
+        else:
+            await self._publisher.publish(parcels)
+
+    async def _publish_delayed(self, parcels: Sequence[Parcel], queues: Collection[str]) -> None:
+        """Publish what enters the delay cascade, once more where that was deleted meanwhile."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        await self._delays_ready(parcels, queues, deadline)
+        try:
+            await self._publisher.publish(parcels, deadline)
+        except (Unroutable, PublishRefused) as error:
+            self._cascade.forget()
+            left = [parcel for parcel in parcels if error.fates[parcel.id] is not Fate.STORED]
+            try:
+                if not await self._delays_ready(left, queues, deadline):
+                    raise
+                await self._publisher.publish(left, deadline)
+            except PublishError as again:
+                again.fates = {**error.fates, **again.fates}
+                raise
+
+    async def _delays_ready(self, parcels: Sequence[Parcel], queues: Collection[str], deadline: float) -> bool:
+        try:
+            return await self._cascade.ready(queues, deadline)
+        except PublishError as error:
+            fate = Fate.UNKNOWN if isinstance(error, BusUnavailable) else Fate.REFUSED
+            fates = {parcel.id: fate for parcel in parcels}
+            if isinstance(error, Unroutable):
+                fates |= {parcel.id: Fate.UNROUTABLE for parcel in parcels if parcel.key in queues}
+            raise type(error)(str(error), fates) from error
 
     @asynccontextmanager
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[RabbitMQConsumer]:
@@ -91,6 +120,7 @@ class RabbitMQTransport:
         inbox = Inbox()
 
         async def redeclare() -> None:
+            self._cascade.forget()
             await self.declare([subscription])
 
         own = self._names.queue(subscription)
@@ -102,7 +132,7 @@ class RabbitMQTransport:
             self.publish,
             self._publisher.publish,
             redeclare,
-            self._prepare_delay_to,
+            self._cascade.ready,
             self._suspects_of(subscription.service),
         )
         async with asyncio.TaskGroup() as tasks:
@@ -151,22 +181,3 @@ class RabbitMQTransport:
             body=message.body,
             mandatory=outgoing.required or outgoing.address is not None or added is not None,
         )
-
-    async def _prepare_delays(self, queues: set[str | None]) -> None:
-        for queue in queues:
-            await self._prepare_delay_to(queue or "")
-
-    async def _prepare_delay_to(self, queue: str) -> None:
-        """Have the delay cascade, and the way from it to a queue ("" for the events exchange), once per process."""
-        if queue in self._delays:
-            return
-        async with self._declaring:
-            try:
-                if not self._delays:
-                    await delay.declare(self._addresses, self._names)
-                    self._delays.add("")
-                if queue:
-                    await delay.bind_queue(self._addresses, self._names, queue)
-                    self._delays.add(queue)
-            except (AMQPError, ConnectionError, TimeoutError) as error:
-                raise PublishRefused(f"the queues of the delay cascade cannot be declared: {error}", {}) from error
