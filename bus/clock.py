@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 
 Seconds: TypeAlias = float | timedelta
 """A span of time: seconds as a number, or a timedelta."""
+
+LONGEST_DELAY: Final = timedelta(days=310)
+"""The longest that a broker of ours holds a message back."""
 
 
 def span(seconds: Seconds) -> timedelta:

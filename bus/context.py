@@ -7,11 +7,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from . import clock
-from .clock import Seconds, span
+from .clock import LONGEST_DELAY, Seconds, span
 from .errors import ConfigurationError
 from .event import Event
 from .message import Message, Outgoing, derived_id, wrap
-from .retry import LONGEST_DELAY
 
 
 NOW: Final = timedelta()
@@ -79,7 +78,10 @@ def until(delay: Seconds, at: datetime | None) -> timedelta:
     if at is None:
         if not delay:
             return NOW
-        wait = span(delay)
+        try:
+            wait = span(delay)
+        except (OverflowError, ValueError):
+            raise ConfigurationError(f"publish: a delay of {delay} is no number of seconds up to 310 days") from None
     elif delay:
         raise ConfigurationError("publish: give delay= or at=, not both")
     elif at.tzinfo is None:

@@ -21,9 +21,10 @@ import anyio.to_thread
 from . import clock
 from .context import Context
 from .deadline import Deadline
+from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
-from .failure import dead, judge, unreadable
+from .failure import dead, judge
 from .message import Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Resources
@@ -83,11 +84,12 @@ def running(handler: Handler, runtime: Runtime) -> Process:
     call = calling(handler, runtime)
     name, source = handler.subscription_name, runtime.source
     settings, random = runtime.settings, runtime.random
+    unasked = stale(handler, handler.subscription(runtime.events).patterns, settings.deploy_grace)
 
     async def run(delivery: Delivery) -> Outcome:
         message = delivery.message
-        if hopeless := _hopeless(handler, delivery, settings):
-            return hopeless
+        if (given_up := _hopeless(handler, delivery, settings) or unasked(delivery)) is not None:
+            return given_up
         try:
             given = decode_known(known, message.type, message.body, message.version) if handler.events else message
         except Undecodable as error:

@@ -22,9 +22,10 @@ TidegateError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from enum import Enum
 from typing import Literal
+
+from .clock import LONGEST_DELAY, Seconds, span
 
 
 class TidegateError(Exception):
@@ -123,8 +124,13 @@ class Reject(TidegateError):
 
 
 class RetryAfter(TidegateError):
-    """Raised by a handler: try again after `delay` (seconds or a timedelta), if the policy has attempts left."""
+    """Raised by a handler: try again after `delay` (seconds or a timedelta), if the policy has attempts left.
 
-    def __init__(self, delay: float | timedelta, why: str = "") -> None:
-        self.delay = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+    Zero and less mean at once. Raises ConfigurationError over 310 days, the longest that there is.
+    """
+
+    def __init__(self, delay: Seconds, why: str = "") -> None:
+        self.delay = span(delay)
+        if self.delay > LONGEST_DELAY:
+            raise ConfigurationError(f"RetryAfter: a delay of {self.delay} is longer than the longest, 310 days")
         super().__init__(why or f"the handler asked to be tried again after {self.delay.total_seconds():g} s")

@@ -10,9 +10,9 @@ from random import Random
 from typing import Literal
 
 from . import clock
-from .errors import Reject, RetryAfter, Undecodable, UnknownType, UnknownVersion
+from .errors import Reject, RetryAfter
 from .outcome import DeadLetter, Failure, Outcome, Reason, Retry
-from .service import DEPLOY_STEP, Handler
+from .service import Handler
 from .transport import Delivery
 
 
@@ -39,20 +39,6 @@ def judge(handler: Handler, delivery: Delivery, error: BaseException, random: Ra
     if delay is None:
         return dead(handler, delivery, "exhausted", error)
     return Retry(delay, failure(handler, delivery, "failed", error), delivery.attempt + 1)
-
-
-def unreadable(handler: Handler, delivery: Delivery, error: Undecodable, deploy_grace: float) -> Outcome:
-    """Return what a body that cannot be decoded comes to.
-
-    What a deploy under way may explain is looked at again for `deploy_grace` seconds; it costs no attempt.
-    """
-    if not isinstance(error, UnknownType | UnknownVersion):
-        return dead(handler, delivery, "undecodable", error, runs=0)
-    since = delivery.first_failed_at
-    if since is None or clock.now() - since < timedelta(seconds=deploy_grace):
-        return Retry(DEPLOY_STEP, failure(handler, delivery, "failed", error, runs=0), delivery.attempt)
-    reason: Reason = "unknown-type" if isinstance(error, UnknownType) else "unknown-version"
-    return dead(handler, delivery, reason, error, runs=0)
 
 
 def dead(handler: Handler, delivery: Delivery, reason: Reason, error: BaseException, runs: int = 1) -> DeadLetter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -15,6 +16,8 @@ class Flow:
     """
 
     def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        """How often something happened to the handler in this worker, by what it was: `stale`, …"""
         self._held: dict[str, int] = {}
         self._changed = asyncio.Event()
 

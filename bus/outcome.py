@@ -53,12 +53,14 @@ class Ack:
 class Retry:
     """Another attempt of the same message by the same handler, after `delay`, never before.
 
-    `attempt` is the number that the next delivery will have; a wait for a deploy does not raise it.
+    `attempt` is the number that the next delivery will have. A wait for a worker of another version does not raise
+    it, and says since when it `waits`.
     """
 
     delay: timedelta
     failure: Failure
     attempt: int
+    waits_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,9 @@ from datetime import timedelta
 from random import Random
 from typing import Final
 
-from .clock import Seconds
+from .clock import LONGEST_DELAY, Seconds
 from .errors import ConfigurationError
 
-
-LONGEST_DELAY: Final = timedelta(days=310)
-"""The longest that a broker of ours holds a message back."""
 
 MOST_ATTEMPTS: Final = 1000
 MOST_STEPS: Final = 6

@@ -22,6 +22,7 @@ LAYERS = (
     {"context", "resources"},
     {"service"},
     {"middleware", "failure"},
+    {"deploys"},
     {"delivery", "client"},
     {"subscriber"},
     {"worker", "discovery"},

@@ -63,6 +63,11 @@ class Delivery(Protocol):
         ...
 
     @property
+    def waits_since(self) -> datetime | None:
+        """Since when it waits for a worker of another version, by the last outcome; None where it does not."""
+        ...
+
+    @property
     def routed_by(self) -> str | None:
         """The key by which the topic exchange sent it here, or an earlier attempt; None if only this queue got it."""
         ...

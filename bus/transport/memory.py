@@ -35,6 +35,7 @@ class Stored:
     first_failed_at: datetime | None = None
     redelivered: int = 0
     routed_by: str | None = None
+    waits_since: datetime | None = None
 
 
 def _seen(stored: Stored) -> Stored:
@@ -46,6 +47,7 @@ class MemoryQueue:
 
     def __init__(self, subscription: Subscription) -> None:
         self.subscription = subscription
+        self.bindings: set[str] = set()
         self.ready: deque[Stored] = deque()
         self.consumers: list[MemoryConsumer] = []
 
@@ -102,6 +104,11 @@ class MemoryDelivery:
     def first_failed_at(self) -> datetime | None:
         """When it first failed in this handler."""
         return self.stored.first_failed_at
+
+    @property
+    def waits_since(self) -> datetime | None:
+        """Since when it waits for a worker of another version."""
+        return self.stored.waits_since
 
     @property
     def routed_by(self) -> str | None:
@@ -307,7 +314,7 @@ class MemoryTransport:
         return {what: count for what, count in found.items() if count}
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
-        """Make sure that the queues are there; a changed pattern is the new one from now on."""
+        """Make sure that the queues are there; a pattern that an earlier version had stays bound, as at any broker."""
         for subscription in subscriptions:
             self._queue(subscription)
 
@@ -358,8 +365,14 @@ class MemoryTransport:
                 self._check_routes(published)
                 for outgoing in published:
                     self._send(outgoing)
-            case Retry(delay=delay, failure=failure, attempt=attempt):
-                again = replace(stored, attempt=attempt, first_failed_at=failure.first_failed_at, redelivered=0)
+            case Retry(delay=delay):
+                again = replace(
+                    stored,
+                    attempt=outcome.attempt,
+                    first_failed_at=outcome.failure.first_failed_at,
+                    waits_since=outcome.waits_since,
+                    redelivered=0,
+                )
                 self._later(delay, lambda: queue.put(replace(again, position=self._position())))
             case DeadLetter():
                 self._dead_letters.add(stored.message, outcome)
@@ -371,6 +384,7 @@ class MemoryTransport:
     def _queue(self, subscription: Subscription) -> MemoryQueue:
         queue = self.queues.setdefault(subscription.name, MemoryQueue(subscription))
         queue.subscription = subscription
+        queue.bindings.update(subscription.patterns)
         return queue
 
     def _routes(self, outgoing: Outgoing) -> list[MemoryQueue]:
@@ -378,7 +392,7 @@ class MemoryTransport:
             queues = (q for q in self.queues.values() if address in (q.subscription.name, *q.subscription.sources))
             return list(queues)[:1]
         kind = outgoing.message.type
-        return [queue for queue in self.queues.values() if matches_any(queue.subscription.patterns, kind)]
+        return [queue for queue in self.queues.values() if matches_any(queue.bindings, kind)]
 
     def _check_routes(self, messages: Sequence[Outgoing]) -> None:
         must = [o for o in messages if o.required or o.address is not None]

@@ -42,6 +42,7 @@ class Played:
         self.attempt = attempt
         self.redelivered = redelivered
         self.first_failed_at: datetime | None = None
+        self.waits_since: datetime | None = None
         self.settled: list[Outcome] = []
         self.refuse: list[Exception] = []
         self.marks: list[str] = []

@@ -294,7 +294,7 @@ async def test_unknown_types_are_looked_at_again_until_the_deploy_must_be_over()
 
     run = process(handling(work))
     early, late = Played(type="order.lost"), Played(type="order.lost")
-    late.first_failed_at = datetime.now(UTC) - timedelta(seconds=601)
+    late.waits_since = datetime.now(UTC) - timedelta(seconds=601)
     await run(early)
     await run(late)
     (again,), (dead,) = early.settled, late.settled

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from bus import DeadLetter, Event, Handler, Message, Outcome, Policy, Retry, Service, Undecodable, clock, fixed
-from bus.errors import UnknownType, UnknownVersion
-from bus.failure import LONGEST_ERROR, LONGEST_TRACEBACK, dead, failure, judge, text_of, traceback_of, unreadable
+from bus import DeadLetter, Event, Handler, Message, Outcome, Policy, Retry, Service, clock, fixed
+from bus.failure import LONGEST_ERROR, LONGEST_TRACEBACK, dead, failure, judge, text_of, traceback_of
 
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -89,32 +88,6 @@ def test_the_first_failure_is_remembered(earlier: datetime | None) -> None:
 @pytest.mark.parametrize(("attempt", "runs", "attempts"), [(1, 1, 1), (1, 0, 0), (4, 1, 4), (4, 0, 3)])
 def test_attempts_are_the_runs_that_there_were(attempt: int, runs: int, attempts: int) -> None:
     assert dead(handler(), Played(attempt=attempt), "expired", ValueError(), runs).failure.attempts == attempts
-
-
-@pytest.mark.parametrize(
-    ("error", "since", "expected"),
-    [
-        (Undecodable("bad"), None, "undecodable"),
-        (UnknownType("lost"), None, None),
-        (UnknownVersion("new"), None, None),
-        (UnknownType("lost"), timedelta(seconds=599), None),
-        (UnknownType("lost"), timedelta(seconds=600), "unknown-type"),
-        (UnknownVersion("new"), timedelta(seconds=601), "unknown-version"),
-    ],
-)
-def test_what_a_deploy_may_explain_is_looked_at_again(
-    error: Undecodable, since: timedelta | None, expected: str | None
-) -> None:
-    delivery = Played(attempt=2, first_failed_at=None if since is None else NOW - since)
-    outcome = unreadable(handler(), delivery, error, deploy_grace=600)
-    if isinstance(outcome, Retry):
-        assert expected is None
-        # the look costs no attempt
-        assert (outcome.delay, outcome.attempt, outcome.failure.attempts) == (timedelta(seconds=10), 2, 1)
-        assert outcome.failure.first_failed_at == (delivery.first_failed_at or NOW)
-    else:
-        assert isinstance(outcome, DeadLetter)
-        assert (outcome.failure.reason, outcome.failure.attempts) == (expected, 1)
 
 
 class Mute(Exception):

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ORIGINAL_PREFIX, ROUTED, ROUTING_KEY, Message
-from ...outcome import Failure
+from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ORIGINAL_PREFIX, ROUTED, ROUTING_KEY, WAITS_SINCE, Message
+from ...outcome import Failure, Retry
 from . import wire
 from .delay import is_cascade
 from .envelope import BROKERS, MOVED
@@ -24,17 +24,19 @@ NESTED: Final = "tidegate-nested"
 """JSON of the original headers that are tables or arrays, which streams drop."""
 WRAPPED: Final = "tidegate-wrapped"
 """Says that the body holds the original's content header and body."""
-PROGRESS: Final = (ATTEMPT, FIRST_FAILED_AT, ROUTED, NESTED, "x-stream-offset")
+PROGRESS: Final = (ATTEMPT, FIRST_FAILED_AT, WAITS_SINCE, ROUTED, NESTED, "x-stream-offset")
 MOST_COPIED: Final = 64_000
 """Bytes of properties that a dead letter may have: 140 kB were seen to close the connection."""
 MOVED_PROPERTIES: Final = ("expiration", "user_id")
 
 
 def retry(
-    raw: bytes, message: Message, routing_key: str, failure: Failure, attempt: int, added: Mapping[str, Any]
+    raw: bytes, message: Message, routing_key: str, outcome: Retry, added: Mapping[str, Any]
 ) -> tuple[int, bytes]:
     """Return flags and properties of a retry copy; `added` headers lead it through the delay cascade."""
-    progress = {ATTEMPT: attempt, FIRST_FAILED_AT: failure.first_failed_at.isoformat()}
+    progress = {ATTEMPT: outcome.attempt, FIRST_FAILED_AT: outcome.failure.first_failed_at.isoformat()}
+    if outcome.waits_since is not None:
+        progress[WAITS_SINCE] = outcome.waits_since.isoformat()
     return _copy(raw, message, routing_key, {**progress, **added})
 
 
@@ -131,7 +133,7 @@ def _copy(raw: bytes, message: Message, routing_key: str, added: Mapping[str, An
 
 
 def _of_earlier(name: str) -> bool:
-    return name.startswith(RECORD) or is_cascade(name) or name == ROUTED
+    return name.startswith(RECORD) or is_cascade(name) or name in (ROUTED, WAITS_SINCE)
 
 
 def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from .topology import Names, retry_key
 
 
 NO_DELAY: Final = timedelta()
+FURTHER_KEYS: Final = b"\x02CCA"
+"""How the header starts by which a publisher names further routing keys, a list of them."""
 LONGEST_HOLD: Final = 15 * 60.0
 """Seconds that a delivery is held while the broker refuses its copy: half of what it allows before it takes it back."""
 
@@ -38,6 +40,11 @@ class Settling:
     redeclare: Callable[[], Awaitable[None]]
     delay_to: Callable[[Collection[str]], Awaitable[object]]
     suspects: Suspects
+
+    @cached_property
+    def events(self) -> str:
+        """The topic exchange, by which a first delivery comes."""
+        return self.names.events
 
     @cached_property
     def _back(self) -> str:
@@ -86,9 +93,19 @@ class RabbitMQDelivery:
         return self._arrived.first_failed_at
 
     @property
+    def waits_since(self) -> datetime | None:
+        """Since when it waits for a worker of another version."""
+        return self._arrived.waits_since
+
+    @property
     def routed_by(self) -> str | None:
-        """The key by which the topic exchange sent it here; None if it was sent to this queue alone."""
-        return self._key if self._exchange == self._settling.names.events else self._arrived.routed_by
+        """The key by which the topic exchange sent it here; None if it was sent to this queue alone.
+
+        None too where it names further keys: the broker does not tell which of them it was.
+        """
+        if self._exchange == self._settling.events:
+            return None if FURTHER_KEYS in self._received.header else self._key
+        return self._arrived.routed_by
 
     @property
     def suspect(self) -> bool:
@@ -198,9 +215,7 @@ class RabbitMQDelivery:
             added = delay.headers(outcome.delay, delay.TO_QUEUE)
         if self.routed_by is not None:
             added[ROUTED] = True
-        flags, properties = copies.retry(
-            self._received.header, self.message, self._key, outcome.failure, outcome.attempt, added
-        )
+        flags, properties = copies.retry(self._received.header, self.message, self._key, outcome, added)
         return Parcel(self.message.id, exchange, key, flags, properties, self._received.body, mandatory=True)
 
     def _dead_letter(self, outcome: DeadLetter) -> Parcel:

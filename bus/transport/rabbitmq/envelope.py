@@ -26,6 +26,7 @@ from ...message import (
     ORIGINAL_PREFIX,
     ROUTED,
     ROUTING_KEY,
+    WAITS_SINCE,
     Ids,
     Message,
 )
@@ -71,6 +72,8 @@ class Arrived:
     """Whether the broker counted the redeliveries; where not, `redelivered` is 1 however often it came."""
     routed_by: str | None
     """The routing key by which an earlier delivery of it was routed to this handler; on retry copies."""
+    waits_since: datetime | None
+    """Since when it waits for a worker of another version; on retry copies."""
 
 
 def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
@@ -169,6 +172,7 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered
         redelivered=max(_whole(headers.get(DELIVERY_COUNT), 1), 1) if redelivered else 0,
         counted=DELIVERY_COUNT in headers,
         routed_by=key if ours and headers.get(ROUTED) is True else None,
+        waits_since=_moment(WAITS_SINCE, headers.get(WAITS_SINCE), problems) if ours else None,
     )
 
 
