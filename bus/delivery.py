@@ -308,7 +308,10 @@ def _hopeless(handler: Handler, delivery: Delivery, settings: Settings) -> Outco
         error = TimeoutError(f"the message expired at {message.expires.isoformat()}")
         return dead(handler, delivery, "expired", error, runs=0)
     if message.hops > settings.max_hops:
-        error = HandlerError(f"{message.hops} handlers in a row caused each other's events; the limit is BUS_MAX_HOPS")
+        error = HandlerError(
+            f"{message.hops} handlers in a row caused each other's events, and BUS_MAX_HOPS is {settings.max_hops}: "
+            "break the circle, or raise the limit; a replay counts on"
+        )
         return dead(handler, delivery, "hops", error, runs=0)
     return None
 
