@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import aio_pika
+import orjson
 import pytest
 
 from bus import (
@@ -191,6 +192,8 @@ async def test_p6_forty_messages_to_a_removed_handler_in_front_delay_nobody_else
     log: Log[tuple[int, float]] = Log()
     failed: Log[int] = Log()
     leaving = Service("leaving", concurrency=40)
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        await channel.declare_queue("theirs", durable=True)
 
     @leaving.on(Shipped, name="work")
     async def work(shipped: Shipped) -> None:
@@ -199,16 +202,20 @@ async def test_p6_forty_messages_to_a_removed_handler_in_front_delay_nobody_else
 
     async with rabbitmq.hosting(waiting(log)):
         async with rabbitmq.hosting(leaving) as hosted:
-            await rabbitmq.bus.publish(*(Placed(number=-1 - n) for n in range(40)), delay=1.35, to="leaving.work")
+            await rabbitmq.bus.publish(*(Placed(number=-1 - n) for n in range(40)), delay=1.35, to="theirs")
             await rabbitmq.bus.publish(*(Shipped(number=number) for number in range(40)))
             await failed.reaches(40)
             await holding(rabbitmq, "leaving.work", 0)
             await hosted.stop()
-        await deleted(rabbitmq, queues=("leaving.work",))
+        await deleted(rabbitmq, queues=("leaving.work", "theirs"))
         await rabbitmq.bus.publish(*(Placed(number=number) for number in range(40)), delay=1.5)
         await log.reaches(40)
         assert sorted(number for number, _ in log) == in_order(40)
-        await holding(rabbitmq, cascade.LOST, 80)
+        letters = await rabbitmq.letters("leaving", 40)
+        await holding(rabbitmq, cascade.LOST, 40)
+    assert sorted(orjson.loads(letter.message.body)["number"] for letter in letters) == in_order(40)
+    assert {(letter.handler, letter.failure.attempts) for letter in letters} == {("work", 1)}
+    assert "renamed or removed" in letters[0].failure.error
 
 
 async def test_p6_a_delay_outlives_the_broker(own_broker: Node) -> None:
@@ -230,7 +237,7 @@ async def test_p6_a_delay_outlives_the_broker(own_broker: Node) -> None:
 LEVELS = tuple(f"delay.{level}" for level in range(cascade.LEVELS))
 DELETED = {
     "all of it": (
-        (*LEVELS, cascade.DONE, cascade.RETURN, cascade.LOST),
+        (*LEVELS, cascade.DONE, cascade.RETURN, cascade.LOST, cascade.KEPT),
         (*LEVELS, cascade.VOID, cascade.LOST),
     ),
     "the exchange of the entrance": (("delay.1",), ()),

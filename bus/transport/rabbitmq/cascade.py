@@ -6,8 +6,8 @@ Looking needs no right to configure, so a process that has none can delay as soo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import NoReturn, TypeAlias
 
 from aio_pika.exceptions import AMQPError
 from aio_pika.exceptions import ChannelClosed as DeclareRefused
@@ -20,6 +20,10 @@ from .channel import Channel, ChannelClosed
 from .link import Link
 from .supervisor import Backoff, Supervisor
 from .topology import Names
+
+
+Ways: TypeAlias = Mapping[str, str | None]
+"""The queues that are sent to after a delay, and the dead letters of each, for what comes when that queue is gone."""
 
 
 class Cascade:
@@ -38,8 +42,8 @@ class Cascade:
         """Look again before the next delay: something was deleted."""
         self._seen = None
 
-    async def ready(self, queues: Collection[str], deadline: float | None = None) -> bool:
-        """Have the cascade and the way from it to each of the queues; return whether anything had to be declared.
+    async def ready(self, ways: Ways, deadline: float | None = None) -> bool:
+        """Have the cascade and the ways from it to single queues; return whether anything had to be declared.
 
         Waits for the broker until `deadline`, by default for the publish timeout. Raises BusUnavailable; Unroutable
         for a queue that is not there; PublishRefused where something is missing that this user may not declare.
@@ -50,7 +54,7 @@ class Cascade:
             async with asyncio.timeout_at(until), self._turn:
                 while True:
                     try:
-                        return await self._made_ready(queues)
+                        return await self._made_ready(ways)
                     except (ConnectionError, AMQPError) as error:
                         why = str(error)
                     await asyncio.sleep(backoff())
@@ -59,14 +63,14 @@ class Cascade:
             because = f": {why}" if why else ""
             raise BusUnavailable(f"no delay cascade within {self._timeout:g} s{because}", {}) from None
 
-    async def _made_ready(self, queues: Collection[str]) -> bool:
+    async def _made_ready(self, ways: Ways) -> bool:
         link = await self._supervisor.link()
         missing = self._seen is not link and not await self._whole(link)
         if missing:
             await self._declare()
         self._seen = link
-        for queue in queues:
-            await self._lead_to(link, queue)
+        for queue, dead in ways.items():
+            await self._lead_to(link, queue, dead)
         return missing
 
     async def _whole(self, link: Link) -> bool:
@@ -92,11 +96,15 @@ class Cascade:
                 {},
             ) from error
 
-    async def _lead_to(self, link: Link, queue: str) -> None:
+    async def _lead_to(self, link: Link, queue: str, dead: str | None) -> None:
         """Bind a queue to the cascade's end; each time, as it may have been deleted and made again since."""
         exchange = self._names.of(delay.RETURN)
         try:
-            await (await self._open(link)).rpc(commands.Queue.Bind(queue=queue, exchange=exchange, routing_key=queue))
+            channel = await self._open(link)
+            await channel.rpc(commands.Queue.Bind(queue=queue, exchange=exchange, routing_key=queue))
+            if dead is not None:
+                lost = self._names.of(delay.LOST)
+                await channel.rpc(commands.Exchange.Bind(destination=dead, source=lost, routing_key=queue))
         except ChannelClosed as error:
             self._refused(queue, exchange, error)
 

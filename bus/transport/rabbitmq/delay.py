@@ -30,6 +30,8 @@ DONE: Final = "delay.due"
 RETURN: Final = "delay.return"
 VOID: Final = "delay.void"
 LOST: Final = "delay.unroutable"
+"""What finds its queue gone: on to the dead letters of its service, where that has one, else kept in this queue."""
+KEPT: Final = "delay.kept"
 TO_EVENTS: Final = "events"
 TO_QUEUE: Final = "queue"
 
@@ -61,7 +63,8 @@ async def declare(addresses: Sequence[Address], names: Names) -> None:
 
 def parts(names: Names) -> list[Frame]:
     """Return the commands that look for every exchange and queue of the cascade, and change nothing."""
-    exchanges = [_level(names, level) for level in range(LEVELS)] + [names.of(DONE), names.of(RETURN), names.of(LOST)]
+    exchanges = [_level(names, level) for level in range(LEVELS)]
+    exchanges += [names.of(name) for name in (DONE, RETURN, LOST, KEPT)]
     queues = [_level(names, level) for level in range(LEVELS)] + [names.of(VOID), names.of(LOST)]
     return [
         *(commands.Exchange.Declare(exchange=name, passive=True) for name in exchanges),
@@ -94,10 +97,12 @@ async def _declare_level(
 
 async def _declare_bottom(channel: AbstractChannel, names: Names) -> AbstractExchange:
     """Declare where due messages go: on to everyone, to one queue, or, if that is gone, to `delay.unroutable`."""
-    lost = await channel.declare_exchange(names.of(LOST), "fanout", durable=True)
+    kept = await channel.declare_exchange(names.of(KEPT), "fanout", durable=True)
     quorum: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
-    await (await channel.declare_queue(lost.name, durable=True, arguments=quorum)).bind(lost)
-    alternate: FieldTable = {"alternate-exchange": lost.name}
+    await (await channel.declare_queue(names.of(LOST), durable=True, arguments=quorum)).bind(kept)
+    lost = names.of(LOST)
+    await channel.declare_exchange(lost, "direct", durable=True, arguments={"alternate-exchange": kept.name})
+    alternate: FieldTable = {"alternate-exchange": lost}
     due = await channel.declare_exchange(names.of(DONE), "headers", durable=True, arguments=alternate)
     events = await channel.declare_exchange(names.events, "topic", durable=True)
     await events.bind(due, arguments={"x-match": "all", DUE: TO_EVENTS})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -16,6 +16,7 @@ from ...message import ROUTED, Message, Outgoing
 from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .. import Subscription
 from . import copies, delay, envelope, wire
+from .cascade import Ways
 from .channel import Parcel, Received
 from .supervisor import Backoff
 from .suspects import SUSPECT, Suspects
@@ -38,13 +39,18 @@ class Settling:
     publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
     store: Callable[[Sequence[Parcel]], Awaitable[None]]
     redeclare: Callable[[], Awaitable[None]]
-    delay_to: Callable[[Collection[str]], Awaitable[object]]
+    delay_to: Callable[[Ways], Awaitable[object]]
     suspects: Suspects
 
     @cached_property
     def events(self) -> str:
         """The topic exchange, by which a first delivery comes."""
         return self.names.events
+
+    @cached_property
+    def way(self) -> Ways:
+        """The way of a delay that is none of the policy's: back to the own queue, or else to the dead letters."""
+        return {self.names.queue(self.subscription): self.names.dead(self.subscription.service)}
 
     @cached_property
     def _back(self) -> str:
@@ -169,7 +175,7 @@ class RabbitMQDelivery:
         settling = self._settling
         try:
             if delay > NO_DELAY and delay not in settling.subscription.delays:
-                await settling.delay_to([settling.names.queue(settling.subscription)])
+                await settling.delay_to(settling.way)
             await settling.store([copy])
         except (Unroutable, PublishRefused) as error:
             # the queue or exchange that the copy goes to may have been deleted: have it declared again

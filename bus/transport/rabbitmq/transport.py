@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from ...errors import BusUnavailable, Fate, PublishError, PublishRefused, TidegateError, TopologyMismatch, Unroutable
@@ -13,7 +13,7 @@ from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
 from .address import Address, addresses
-from .cascade import Cascade
+from .cascade import Cascade, Ways
 from .channel import Parcel
 from .consumer import Feed, Inbox, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
@@ -80,35 +80,36 @@ class RabbitMQTransport:
         """Store the messages, in order; waits for the broker up to the publish timeout."""
         parcels = [self._parcel(outgoing) for outgoing in messages]
         if any(outgoing.delay for outgoing in messages):
-            await self._publish_delayed(parcels, {o.address for o in messages if o.delay and o.address is not None})
+            ways = dict.fromkeys(o.address for o in messages if o.delay and o.address is not None)
+            await self._publish_delayed(parcels, ways)
         else:
             await self._publisher.publish(parcels)
 
-    async def _publish_delayed(self, parcels: Sequence[Parcel], queues: Collection[str]) -> None:
+    async def _publish_delayed(self, parcels: Sequence[Parcel], ways: Ways) -> None:
         """Publish what enters the delay cascade, once more where that was deleted meanwhile."""
         deadline = asyncio.get_running_loop().time() + self._timeout
-        await self._delays_ready(parcels, queues, deadline)
+        await self._delays_ready(parcels, ways, deadline)
         try:
             await self._publisher.publish(parcels, deadline)
         except (Unroutable, PublishRefused) as error:
             self._cascade.forget()
             left = [parcel for parcel in parcels if error.fates[parcel.id] is not Fate.STORED]
             try:
-                if not await self._delays_ready(left, queues, deadline):
+                if not await self._delays_ready(left, ways, deadline):
                     raise
                 await self._publisher.publish(left, deadline)
             except PublishError as again:
                 again.fates = {**error.fates, **again.fates}
                 raise
 
-    async def _delays_ready(self, parcels: Sequence[Parcel], queues: Collection[str], deadline: float) -> bool:
+    async def _delays_ready(self, parcels: Sequence[Parcel], ways: Ways, deadline: float) -> bool:
         try:
-            return await self._cascade.ready(queues, deadline)
+            return await self._cascade.ready(ways, deadline)
         except PublishError as error:
             fate = Fate.UNKNOWN if isinstance(error, BusUnavailable) else Fate.REFUSED
             fates = {parcel.id: fate for parcel in parcels}
             if isinstance(error, Unroutable):
-                fates |= {parcel.id: Fate.UNROUTABLE for parcel in parcels if parcel.key in queues}
+                fates |= {parcel.id: Fate.UNROUTABLE for parcel in parcels if parcel.key in ways}
             raise type(error)(str(error), fates) from error
 
     @asynccontextmanager

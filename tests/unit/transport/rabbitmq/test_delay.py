@@ -55,4 +55,4 @@ def test_every_part_is_looked_for_and_none_is_changed() -> None:
     assert all(command.passive for command in commands)  # type: ignore[attr-defined]
     names = {getattr(command, "exchange", "") or getattr(command, "queue", "") for command in commands}
     assert {f"blue.delay.{level}" for level in range(LEVELS)} < names
-    assert len(commands) == 2 * LEVELS + 5
+    assert len(commands) == 2 * LEVELS + 6
