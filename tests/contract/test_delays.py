@@ -11,6 +11,7 @@ from itertools import pairwise
 import aio_pika
 import orjson
 import pytest
+import structlog
 
 from bus import (
     BusUnavailable,
@@ -351,6 +352,38 @@ async def test_p6_a_user_who_may_only_write_events_is_told_what_is_missing(
             assert "\n" not in str(raised.value)
         await plain.bus.publish(Placed(number=2))
         await log.reaches(2)
+
+
+async def test_p6_retry_after_without_the_right_to_configure_waits_for_the_cascade_and_says_so(
+    rabbitmq: Stage, broker: Shared, vhost_name: str
+) -> None:
+    log: Log[int] = Log()
+    service = Service("patient")
+
+    @service.on(Placed, retry=fixed(3, 5))
+    async def work(placed: Placed, context: Context) -> None:
+        log.append(context.attempt)
+        if context.attempt == 1:
+            raise RetryAfter(0.15)
+
+    write = r"^(events|delay\..*|patient\..*)$"
+    read = r"^(patient\..*|delay\.return|delay\.unroutable)$"
+    url = await asyncio.to_thread(allowed, broker, vhost_name, f"worker-{vhost_name}", "", write, read)
+    await rabbitmq.declare(service)
+    with structlog.testing.capture_logs() as logs:
+        async with staged("rabbitmq", url) as plain, plain.hosting(service):
+            await rabbitmq.bus.publish(Placed())
+            await log.reaches(1)
+            async with asyncio.timeout(20):
+                while not any(entry["event"] == "settling waits" for entry in logs):
+                    await asyncio.sleep(0.05)
+            await rabbitmq.bus.publish(Shipped(), delay=0.1)
+            await log.reaches(2)
+    told = [entry for entry in logs if entry["event"] == "settling waits"]
+    assert len(told) == 1
+    assert told[0]["subscription"] == "patient.work"
+    assert "who may configure 'delay.*'" in told[0]["error"]
+    assert log == [1, 2]
 
 
 async def test_p6_a_delay_waits_for_its_broker_within_the_timeout(proxy: Proxy, vhost_name: str) -> None:
