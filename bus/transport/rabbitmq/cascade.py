@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import NoReturn, TypeAlias
 
 from aio_pika.exceptions import AMQPError
@@ -35,12 +36,13 @@ class Cascade:
         self._supervisor = supervisor
         self._timeout = timeout
         self._seen: Link | None = None
+        self._levels = 0
         self._channel: Channel | None = None
         self._turn = asyncio.Lock()
 
     def forget(self) -> None:
         """Look again before the next delay: something was deleted."""
-        self._seen = None
+        self._seen, self._levels = None, 0
 
     async def ready(self, ways: Ways, deadline: float | None = None) -> bool:
         """Have the cascade and the ways from it to single queues; return whether anything had to be declared.
@@ -68,6 +70,7 @@ class Cascade:
         missing = self._seen is not link and not await self._whole(link)
         if missing:
             await self._declare()
+            self._levels = 0
         self._seen = link
         for queue, dead in ways.items():
             await self._lead_to(link, queue, dead)
@@ -88,7 +91,10 @@ class Cascade:
 
     async def _declare(self) -> None:
         try:
-            await delay.declare(self._addresses, self._names)
+            # a short publish timeout ends this on the way: whoever comes next goes on from there
+            async with aclosing(delay.declare(self._addresses, self._names, self._levels)) as levels:
+                async for self._levels in levels:
+                    pass
         except DeclareRefused as error:
             raise PublishRefused(
                 f"a delay needs the delay cascade, which is missing and cannot be declared: {error}. Where a right is "

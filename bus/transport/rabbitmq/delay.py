@@ -7,7 +7,7 @@ or to one queue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -53,12 +53,18 @@ def is_cascade(name: str) -> bool:
     return name == DUE or name.startswith(BIT)
 
 
-async def declare(addresses: Sequence[Address], names: Names) -> None:
-    """Declare the cascade from the bottom up; idempotent. Raises what the broker says where the user may not."""
+async def declare(addresses: Sequence[Address], names: Names, begin: int = 0) -> AsyncGenerator[int, None]:
+    """Declare the cascade from the bottom up, from a level on; yields how many levels there are by then. Idempotent.
+
+    Raises what the broker says where the user may not.
+    """
     async with administration(addresses) as connection, connection.channel() as channel:
         below: AbstractExchange = await _declare_bottom(channel, names)
-        for level in range(LEVELS):
+        if begin:
+            below = await channel.get_exchange(_level(names, begin - 1), ensure=False)
+        for level in range(begin, LEVELS):
             below = await _declare_level(channel, names, level, below)
+            yield level + 1
 
 
 def parts(names: Names) -> list[Frame]:
