@@ -299,14 +299,18 @@ async def test_p6_publishers_of_little_patience_declare_the_cascade_together(
         return await declare(*arguments)
 
     monkeypatch.setattr(cascade, "_declare_level", slowly)
-    async with staged("rabbitmq", vhost) as stage, stage.hosting(waiting(log)):
-        async with staged("rabbitmq", vhost, publish_timeout=0.8) as hasty, asyncio.timeout(20):
-            while not log:
-                try:
-                    await hasty.bus.publish(Placed(number=1), delay=0.1)
-                    await log.reaches(1)
-                except BusUnavailable:
-                    pass
+    async with (
+        staged("rabbitmq", vhost) as stage,
+        stage.hosting(waiting(log)),
+        staged("rabbitmq", vhost, publish_timeout=0.8) as hasty,
+        asyncio.timeout(20),
+    ):
+        while not log:
+            try:
+                await hasty.bus.publish(Placed(number=1), delay=0.1)
+                await log.reaches(1)
+            except BusUnavailable:
+                pass
 
 
 async def test_p6_namespaces_have_a_cascade_each(vhost: str) -> None:
