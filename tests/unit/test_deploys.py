@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from bus.deploys import MOST_KEYS, stale, unreadable
 from bus.discovery import named
 from bus.errors import UnknownType, UnknownVersion
 from bus.service import Handler
+from bus.testing import Tester
 from bus.topic import matches_any
 
 from .played import Placed, Played
@@ -158,3 +160,22 @@ def test_a_message_says_what_it_waits_for() -> None:
     wait = judged(handler("order.placed"), "order.cancelled", "order.cancelled")
     assert (wait.failure.error_type, wait.failure.reason) == ("Unasked", "failed")
     assert "'order.cancelled' matches nothing that shop.work subscribes to" in wait.failure.error
+
+
+async def test_a_test_sees_the_whole_grace_pass_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the clock goes again
+    ran: list[Event] = []
+    older, newer = Service("shop"), Service("shop")
+
+    @older.on(One, name="work")
+    async def work(one: One) -> None:
+        ran.append(one)
+
+    newer.on(One, Two, name="work")(work)
+    async with Tester(older) as bus:
+        before = asyncio.get_running_loop().time()
+        await bus.transport.declare([newer.handlers[0].subscription(named([newer]))])
+        await bus.publish(One(), Two())
+        await bus.settled()
+        assert asyncio.get_running_loop().time() - before >= 600
+        assert (ran, bus.dead_letters()) == ([One()], [])
