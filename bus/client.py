@@ -14,7 +14,7 @@ from .clock import Seconds
 from .context import until
 from .errors import ConfigurationError
 from .event import Event
-from .message import Ids, Message, Outgoing, wrap
+from .message import Ids, Message, Outgoing, check_address, check_id, wrap
 from .settings import Settings
 from .transport import Transport
 
@@ -44,18 +44,20 @@ class Bus:
     ) -> list[str]:
         """Store events safely and return their ids, in order.
 
-        When it returns, the events survive a crash of this process and, on RabbitMQ, of the broker. `delay` is in
-        seconds or a timedelta, `at` a point in time with a zone instead. An event that nobody subscribes to is legal;
-        `required=True` raises Unroutable for it, but on RabbitMQ not for a delayed one: who wants that is known when it
-        is due. `to` names one queue to send to. `id` (for one event) publishes again what may have been stored already.
-        `headers` are the application's own.
+                When it returns, the events survive a crash of this process and, on RabbitMQ, of the broker. `delay` is in
+                seconds or a timedelta, `at` a point in time with a zone instead. An event that nobody subscribes to is legal;
+                `required=True` raises Unroutable for it, but on RabbitMQ not for a delayed one: who wants that is known when it
+        is due. `to` names one queue to send to. `id` (for one event) publishes again what may have been stored already:
+        1 to 255 bytes without control characters. `headers` are the application's own.
 
-        Waits for a connection up to `BUS_PUBLISH_TIMEOUT` (10 s). Raises PublishError with the fate of each id:
-        BusUnavailable, PublishRefused or Unroutable; MessageTooLarge before anything is sent.
+                Waits for a connection up to `BUS_PUBLISH_TIMEOUT` (10 s). Raises PublishError with the fate of each id:
+                BusUnavailable, PublishRefused or Unroutable; MessageTooLarge before anything is sent.
         """
         messages = [self.message(event, id=id, headers=headers) for event in events]
         if id is not None and len(events) != 1:
             raise ConfigurationError(f"publish(id=…) takes one event, it got {len(events)}")
+        if to is not None:
+            check_address(to)
         wait = until(delay, at)
         await self._transport.publish([Outgoing(message, wait, required, to) for message in messages])
         return [message.id for message in messages]
@@ -63,7 +65,9 @@ class Bus:
     def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
         """Return the event as the message that `publish` would send; raises MessageTooLarge."""
         limit = self._settings.max_message_bytes
-        return wrap(event, id=id or self._ids(), source=self._source, limit=limit, headers=headers)
+        return wrap(
+            event, id=self._ids() if id is None else check_id(id), source=self._source, limit=limit, headers=headers
+        )
 
 
 class SyncBus:

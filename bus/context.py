@@ -10,7 +10,7 @@ from . import clock
 from .clock import LONGEST_DELAY, Seconds, span
 from .errors import ConfigurationError
 from .event import Event
-from .message import Message, Outgoing, derived_id, wrap
+from .message import Message, Outgoing, check_address, derived_id, wrap
 
 
 NOW: Final = timedelta()
@@ -58,6 +58,8 @@ class Context:
         if no queue wants the event. `to` names one queue to send to. Raises MessageTooLarge at once.
         """
         wait = until(delay, at)
+        if to is not None:
+            check_address(to)
         made = []
         for position, event in enumerate(events, len(self._outgoing)):
             kind = event.__class__.__schema__.type or event.__class__.__name__

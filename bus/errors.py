@@ -88,7 +88,10 @@ class Unroutable(PublishError):
 
 
 class PublishRefused(PublishError):
-    """The broker refused to store a message: a full queue, no quorum, no permission to write, or no such exchange."""
+    """The broker refused to store a message: a full queue, no quorum, no permission to write, or no such exchange.
+
+    Without the permission it is an AccessRefused as well.
+    """
 
 
 class BusUnavailable(PublishError):

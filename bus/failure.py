@@ -16,10 +16,12 @@ from .service import Handler
 from .transport import Delivery
 
 
+LONGEST_NAME = 200
+"""Bytes of an exception's type that a record keeps."""
 LONGEST_ERROR = 2_000
-"""Characters of an exception's text that a record keeps."""
+"""Bytes of an exception's text that a record keeps."""
 LONGEST_TRACEBACK = 16_000
-"""Characters of a traceback that a record keeps: its end, where the cause is."""
+"""Bytes of a traceback that a record keeps: its end, where the cause is."""
 
 
 def worker_name() -> str:
@@ -29,11 +31,13 @@ def worker_name() -> str:
 
 def judge(handler: Handler, delivery: Delivery, error: BaseException, random: Random) -> Outcome:
     """Return what a run that raised comes to: another attempt by the handler's policy, or a dead letter."""
-    if isinstance(error, Reject):
+    # by its type: an exception may lie about its class
+    kind = type(error)
+    if issubclass(kind, Reject):
         return dead(handler, delivery, "rejected", error)
-    if isinstance(error, RetryAfter):
+    if issubclass(kind, RetryAfter) and isinstance(asked := getattr(error, "delay", None), timedelta):
         # the handler asked for it, so it does not matter which errors the policy is for
-        delay = max(error.delay, timedelta()) if delivery.attempt < handler.retry.attempts else None
+        delay = max(asked, timedelta()) if delivery.attempt < handler.retry.attempts else None
     else:
         delay = handler.retry.decide(delivery.attempt, error, random)
     if delay is None:
@@ -55,7 +59,7 @@ def failure(
         service=handler.service,
         handler=handler.name,
         reason=reason,
-        error_type=type(error).__qualname__,
+        error_type=type_name(error),
         error=text_of(error),
         traceback="" if reason == "failed" else traceback_of(error),
         attempts=delivery.attempt - 1 + runs,
@@ -70,20 +74,32 @@ def text_of(error: BaseException) -> str:
     """Return the exception's text, capped; also of one whose `str()` raises."""
     try:
         text = str(error)
-    except Exception as second:
-        text = f"(its text cannot be had: str() raised {type(second).__qualname__})"
-    return _writable(text if len(text) <= LONGEST_ERROR else text[:LONGEST_ERROR] + " …")
+    except BaseException as second:
+        text = f"(its text cannot be had: str() raised {type_name(second)})"
+    raw = _encoded(str.__getitem__(text, slice(LONGEST_ERROR + 1)))
+    return raw.decode() if len(raw) <= LONGEST_ERROR else raw[:LONGEST_ERROR].decode(errors="ignore") + " …"
 
 
 def traceback_of(error: BaseException) -> str:
     """Return the formatted traceback, capped to its end."""
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception as second:
-        text = f"(the traceback cannot be had: formatting raised {type(second).__qualname__})"
-    return _writable(text if len(text) <= LONGEST_TRACEBACK else "… " + text[-LONGEST_TRACEBACK:])
+    except BaseException as second:
+        text = f"(the traceback cannot be had: formatting raised {type_name(second)})"
+    raw = _encoded(text[-LONGEST_TRACEBACK - 1 :])
+    return raw.decode() if len(raw) <= LONGEST_TRACEBACK else "… " + raw[-LONGEST_TRACEBACK:].decode(errors="ignore")
 
 
-def _writable(text: str) -> str:
-    """Escape lone surrogates, as file names have them: no log and no wire could carry them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def type_name(error: BaseException) -> str:
+    """Return the name of the exception's class, capped; also of one that is made to be unreadable."""
+    # as `type` has it: a metaclass may have ideas of its own
+    name = type.__dict__["__qualname__"].__get__(type(error))
+    return _encoded(name[:LONGEST_NAME])[:LONGEST_NAME].decode(errors="ignore")
+
+
+def _encoded(text: str) -> bytes:
+    """Return the text as UTF-8, with lone surrogates escaped: no log and no wire could carry them.
+
+    Text of a subclass of str may do anything in its methods, so they are not used.
+    """
+    return str.encode(text, "utf-8", "backslashreplace")

@@ -19,6 +19,7 @@ from typing import Final
 from . import clock
 from .errors import ConfigurationError, MessageTooLarge
 from .event import Event, encode, type_of
+from .logs import CONTROL
 
 
 CLOUDEVENTS_PREFIX: Final = "cloudEvents_"
@@ -54,6 +55,10 @@ DATASCHEMA: Final = "urn:tidegate:{type}:{version}"
 JSON_CONTENT: Final = "application/json"
 MOST_PUBLISHED: Final = 32 * 1024
 """Bytes of headers that an event may have: the other half of what a copy carries is for the record of its failure."""
+LONGEST_ID: Final = 255
+"""Bytes that an id may have, so that it fits into the properties which plain clients look at."""
+LONGEST_TRACE: Final = 1024
+"""Bytes of a trace header that goes on to what a handler publishes; W3C allows half of it."""
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -79,7 +84,7 @@ class Message:
     id_made_up: bool = False
     """The message came without an id of its own, so a redelivery cannot be told from another equal message."""
     header_bytes: int = field(default=0, compare=False)
-    """Bytes of its headers and properties as it came; 0 where it was made here."""
+    """Bytes of its headers and properties as it came, without what copies add; 0 where it was made here."""
     problems: tuple[str, ...] = ()
     """What was wrong with its headers and properties, in words; the body is not looked at here."""
 
@@ -113,6 +118,35 @@ def derived_id(cause: str, subscription: str, position: int, type: str) -> str:
     return blake2b(f"{cause}\n{subscription}\n{position}\n{type}".encode(), digest_size=16).hexdigest()
 
 
+def check_id(id: str) -> str:
+    """Return the id if a message may have it; raise ConfigurationError if not."""
+    if not 0 < len(_bytes(id, "publish: id")) <= LONGEST_ID or CONTROL.search(id):
+        raise ConfigurationError(
+            f"publish: id={id[:60]!r} must have 1 to {LONGEST_ID} bytes, and no control characters among them"
+        )
+    return id
+
+
+def check_address(queue: str) -> str:
+    """Return the name if a queue may have it; raise ConfigurationError if not."""
+    if not 0 < len(_bytes(queue, "publish: to")) <= LONGEST_ID:
+        raise ConfigurationError(f"publish: to={queue[:60]!r} is no queue: a name has 1 to {LONGEST_ID} bytes")
+    return queue
+
+
+def _bytes(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"{what} {text[:60]!r}: it has a lone surrogate, which is no character") from error
+
+
+def _short(id: str) -> str:
+    """Return an id that fits, for a stranger's that does not: the same one each time."""
+    raw = id.encode()
+    return id if len(raw) <= LONGEST_ID else blake2b(raw, digest_size=16).hexdigest()
+
+
 def wrap(
     event: Event,
     *,
@@ -125,10 +159,16 @@ def wrap(
     """Return the event as a message; `limit` is the most bytes that its body may have.
 
     With a cause the correlation id, the trace and the hop count go on from it; without one the event is its own
-    correlation id. Raises MessageTooLarge, and ConfigurationError for an event class without a type.
+    correlation id. Raises MessageTooLarge, and ConfigurationError for an event class without a type or a value that
+    JSON cannot hold.
     """
     kind, version = _named(event.__class__)
-    body = encode(event)
+    try:
+        body = encode(event)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{kind}: JSON cannot hold it: {error}. Such a value needs another type, such as Base64Bytes for bytes."
+        ) from error
     if len(body) > limit:
         raise MessageTooLarge(kind, len(body), limit)
     return Message(
@@ -138,8 +178,8 @@ def wrap(
         source=source,
         time=clock.now(),
         body=body,
-        correlation_id=(cause.correlation_id or cause.id) if cause else id,
-        causation_id=cause.id if cause else None,
+        correlation_id=_short(cause.correlation_id or cause.id) if cause else id,
+        causation_id=_short(cause.id) if cause else None,
         hops=cause.hops + 1 if cause else 0,
         headers=_with_trace(_checked(headers, kind) if headers else None, cause),
     )
@@ -155,9 +195,9 @@ def _checked(headers: Mapping[str, str], kind: str) -> Mapping[str, str]:
     for name, value in headers.items():
         if name.lower() in RESERVED_HEADERS or name.startswith(RESERVED_PREFIXES):
             raise ConfigurationError(f"header {name!r}: that name means something to the broker, or to Tidegate itself")
-        if not isinstance(value, str) or not 0 < len(name.encode()) <= 255:
+        if not isinstance(value, str) or not 0 < len(_bytes(name, "header")) <= 255:
             raise ConfigurationError(f"header {name!r}: a name has 1 to 255 bytes, and a value is a string")
-        size += len(name.encode()) + len(value.encode())
+        size += len(_bytes(name, "header")) + len(_bytes(value, f"header {name!r}:"))
     if size > MOST_PUBLISHED:
         raise MessageTooLarge(kind, size, MOST_PUBLISHED, "headers")
     return MappingProxyType(dict(headers))
@@ -166,5 +206,6 @@ def _checked(headers: Mapping[str, str], kind: str) -> Mapping[str, str]:
 def _with_trace(headers: Mapping[str, str] | None, cause: Message | None) -> Mapping[str, str]:
     if cause is None or not cause.headers:
         return headers or _NO_HEADERS
-    trace = {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers}
+    found = {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers}
+    trace = {name: value for name, value in found.items() if len(value.encode()) <= LONGEST_TRACE}
     return MappingProxyType({**trace, **(headers or {})}) if trace else headers or _NO_HEADERS

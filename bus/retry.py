@@ -37,7 +37,8 @@ class Policy:
 
     def decide(self, attempt: int, error: BaseException, random: Random) -> timedelta | None:
         """Return the delay before the next attempt after this one failed, or None to give up."""
-        if attempt >= self.attempts or not isinstance(error, self.only) or isinstance(error, self.give_up):
+        kind = type(error)  # an exception may lie about its class
+        if attempt >= self.attempts or not issubclass(kind, self.only) or issubclass(kind, self.give_up):
             return None
         delay = self.delays[attempt - 1]
         if not self.jitter:

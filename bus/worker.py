@@ -53,7 +53,13 @@ class Worker:
         self._provided = dict(provided or {})
         self._random = random or Random()
         self._turn = asyncio.Lock()
+        self._refused: set[str] = set()
         self._logger = logger()
+
+    @property
+    def consuming(self) -> int:
+        """How many handlers take deliveries, or will as soon as they can: all but those that were refused."""
+        return sum(len(service.handlers) for service in self._services) - len(self._refused)
 
     async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
         """Host the services until `stop` is set; then finish what runs within `grace` seconds and release the rest.
@@ -106,6 +112,7 @@ class Worker:
                 await subscriber.run(consumer, stop)
         except* (ConfigurationError, AccessRefused) as refused:
             # one queue that cannot be consumed stops its own handler only
+            self._refused.add(handler.subscription_name)
             consuming.cross_out(handler.subscription_name)
             self._logger.error("handler stopped", handler=handler.subscription_name, error=str(first_leaf(refused)))
 

@@ -50,7 +50,7 @@ def run(
         async with client.transport(settings) as transport:
             log.info("worker starting", services=names)
             worker = app.worker(transport, hosted, settings)
-            await worker.run(stop, lambda: log.info("worker started", services=names))
+            await worker.run(stop, lambda: log.info("worker started", services=names, handlers=worker.consuming))
         log.info("worker stopped")
         sys.stdout.flush()
         # every handler was refused its queue: whoever keeps workers running must see that this one failed

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bus import DeadLetter, Event, Handler, Message, Outcome, Policy, Retry, Service, clock, fixed
+from bus.errors import RetryAfter
 from bus.failure import LONGEST_ERROR, LONGEST_TRACEBACK, dead, failure, judge, text_of, traceback_of
 
 
@@ -95,6 +96,58 @@ class Mute(Exception):
         raise RuntimeError
 
 
+class Quitter(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class Text(str):
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __len__(self) -> int:
+        raise RuntimeError
+
+
+class Wordy(Exception):
+    def __str__(self) -> str:
+        return Text("of another kind")
+
+
+class Liar(Exception):
+    @property
+    def __class__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+class Endless(RetryAfter):
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Liar, Endless, Quitter])
+def test_an_exception_that_cannot_be_asked_is_retried_like_any_other(kind: type[Exception]) -> None:
+    outcome = judge(handler(), Played(), kind(), Random(0))
+    assert isinstance(outcome, Retry)
+    assert (outcome.delay, outcome.failure.error_type) == (timedelta(seconds=7), kind.__name__)
+
+
+def test_the_text_of_an_exception_that_ends_programs_or_is_no_plain_text() -> None:
+    assert text_of(Quitter()) == "(its text cannot be had: str() raised KeyboardInterrupt)"
+    assert text_of(Wordy()) == "of another kind"
+    assert type(text_of(Wordy())) is str
+
+
+def test_the_name_of_a_class_is_capped_and_can_be_written() -> None:
+    odd = type("Odd", (Exception,), {})
+    odd.__qualname__ = "Na\ud800me" + "x" * 10_000
+    name = failure(handler(), Played(), "failed", odd()).error_type
+    assert name.startswith(r"Na\ud800me")
+    assert len(name.encode()) <= 200
+
+
 class Odd(Exception):
     def __str__(self) -> Any:
         return 7  # noqa: PLE0307
@@ -109,10 +162,15 @@ class Odd(Exception):
         (Mute(), "(its text cannot be had: str() raised RuntimeError)"),
         (Odd(), "(its text cannot be had: str() raised TypeError)"),
         (OSError("no \udcff here"), r"no \udcff here"),
+        (ValueError("😀" * LONGEST_ERROR), "😀" * (LONGEST_ERROR // 4) + " …"),
+        (ValueError("\ud800" * LONGEST_ERROR), r"\ud800" * (LONGEST_ERROR // 6) + r"\u …"),
         (ValueError("x" * LONGEST_ERROR), "x" * LONGEST_ERROR),
         (ValueError("x" * (LONGEST_ERROR + 1)), "x" * LONGEST_ERROR + " …"),
     ],
-    ids=["text", "empty", "key", "mute", "odd", "surrogate", "longest", "longer"],
+    ids=[
+        *("text", "empty", "key", "mute", "odd", "surrogate", "wide", "surrogates"),
+        *("longest", "longer"),
+    ],
 )
 def test_the_text_of_an_error(error: Exception, text: str) -> None:
     assert text_of(error) == text

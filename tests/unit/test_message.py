@@ -54,6 +54,19 @@ def test_an_event_with_a_cause_goes_on_from_it(cause: dict[str, Any], correlatio
     assert (message.correlation_id, message.causation_id, message.hops) == (correlation, "cause", hops)
 
 
+@pytest.mark.parametrize("long", ["x" * 256, "ß" * 128, "y" * 100_000])
+def test_a_strangers_long_ids_go_on_as_short_ones_the_same_each_time(long: str) -> None:
+    one, two = caused_by(id=long), caused_by(id="other", correlation_id=long)
+    assert one.causation_id == one.correlation_id == two.correlation_id
+    assert len(str(one.causation_id)) == 32
+
+
+def test_a_strangers_long_trace_ends_here() -> None:
+    assert caused_by(headers={"traceparent": "00-a-b-01", "tracestate": "x" * 1025}).headers == {
+        "traceparent": "00-a-b-01"
+    }
+
+
 def test_only_the_trace_of_the_causes_headers_goes_on() -> None:
     headers = {"traceparent": "00-a-b-01", "tracestate": "x=1", "tenant": "7"}
     assert caused_by(headers=headers).headers == {"traceparent": "00-a-b-01", "tracestate": "x=1"}

@@ -12,7 +12,7 @@ from bus import subscriber as subscriber_module
 from bus.subscriber import Gate, prefetch
 from bus.testing import Tester
 from bus.transport.memory import MemoryTransport
-from bus.worker import Countdown
+from bus.worker import Countdown, Worker
 from tests.contract.stage import Log, Stage, staged
 
 
@@ -115,8 +115,12 @@ async def test_a_refused_subscription_stops_its_own_handler_only(
     async def fine(placed: Placed) -> None:
         log.append(placed.number)
 
+    workers: list[Worker] = []
+    run = Worker.run
+    monkeypatch.setattr(Worker, "run", lambda self, *given: workers.append(self) or run(self, *given))
     async with stage.hosting(service):
         await stage.bus.publish(Placed(number=3))
         await log.reaches(1)
+        assert workers[0].consuming == 1
     assert "mixed.refused" in caplog.text
     assert "its queue is another" in caplog.text

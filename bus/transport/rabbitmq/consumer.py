@@ -245,7 +245,7 @@ class Feed:
     def _arrived(self, received: Received) -> None:
         self._inbox.put(received)
         # a limit of one has nothing to open up to, and the broker would hand out a second beside the first
-        if self._probing and self._limit > 1 and envelope.deliveries_before(received.header) < SUSPECT:
+        if self._probing and self._limit > 1 and envelope.deliveries_before(received.method, received.header) < SUSPECT:
             self._probing = False
             self._wake.set()
 

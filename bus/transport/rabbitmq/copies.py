@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from decimal import Decimal
+from math import isfinite
 from typing import Any, Final
 
-from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ORIGINAL_PREFIX, ROUTED, ROUTING_KEY, WAITS_SINCE, Message
+from ...message import ATTEMPT, FIRST_FAILED_AT, HOPS, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, WAITS_SINCE, Message
 from ...outcome import Failure, Retry
 from . import wire
-from .delay import is_cascade
-from .envelope import BROKERS, MOVED
+from .envelope import BROKERS, MOVED, MOVED_PROPERTIES
 
 
 RECORD: Final = "tidegate-failure-"
@@ -24,10 +25,22 @@ NESTED: Final = "tidegate-nested"
 """JSON of the original headers that are tables or arrays, which streams drop."""
 WRAPPED: Final = "tidegate-wrapped"
 """Says that the body holds the original's content header and body."""
-PROGRESS: Final = (ATTEMPT, FIRST_FAILED_AT, WAITS_SINCE, ROUTED, NESTED, "x-stream-offset")
+OWN: Final = "tidegate-"
+LASTING: Final = (HOPS, ROUTING_KEY, MADE_ID)
+"""Headers of ours that belong to the message itself; every other is of one copy, or forged."""
 MOST_COPIED: Final = 64_000
 """Bytes of properties that a dead letter may have: 140 kB were seen to close the connection."""
-MOVED_PROPERTIES: Final = ("expiration", "user_id")
+LONGEST_NAME: Final = 255
+MOST_MOVED: Final = 100
+"""Headers that are moved for their `x-` alone; nobody's broker knows more, and each has a longer name then."""
+STREAMS: Final = ("x-amqp-", "x-basic-")
+"""Headers that a stream takes for its own."""
+AMQP_10: Final = "amqp-1.0"
+"""A type property that makes a stream take the body for AMQP 1.0, and crash whoever reads it."""
+KEPT: Final = frozenset(name for _, name, _ in wire.PROPERTIES) - {"cluster_id"}
+"""Properties that a stream keeps."""
+LATEST: Final = 1 << 53
+"""Seconds since 1970 that a stream, which counts milliseconds, can tell."""
 
 
 def retry(
@@ -48,37 +61,42 @@ def dead_letter(
     Headers that would not fit beside the record are kept whole in a wrapper body.
     """
     record = {RECORD + name.replace("_", "-"): value for name, value in record_of(failure).items()}
-    properties = _safe(raw)
-    nested = {name: value for name, value in properties.get("headers", {}).items() if isinstance(value, dict | list)}
-    beside = {NESTED: _json(nested)} if nested else {}
-    flags, copied = _copy(raw, message, routing_key, record | beside)
-    if len(copied) <= MOST_COPIED:
-        return flags, copied, body
+    if (beside := _beside(raw)) is not None:
+        flags, copied = _copy(raw, message, routing_key, record | beside)
+        if len(copied) <= MOST_COPIED:
+            return flags, copied, body
     whole = _json({"header": b64encode(raw).decode(), "body": b64encode(body).decode()})
-    told = {**record, WRAPPED: True, ROUTING_KEY: routing_key, MADE_ID: message.id}
+    made = {MADE_ID: message.id} if message.id_made_up else {}
+    told = {**record, **made, WRAPPED: True, ROUTING_KEY: routing_key}
     return *encode({"headers": told, "message_id": message.id, "delivery_mode": 2}), whole.encode()
 
 
 def unwrapped(headers: Mapping[str, Any], raw: bytes, body: bytes) -> tuple[bytes, bytes]:
     """Return the content header and the body of the original that a dead letter keeps."""
-    if not headers.get(WRAPPED):
+    if headers.get(WRAPPED) is not True:
         return raw, body
     import orjson
 
-    whole = orjson.loads(body)
-    return b64decode(whole["header"]), b64decode(whole["body"])
+    try:
+        whole = orjson.loads(body)
+        return b64decode(whole["header"]), b64decode(whole["body"])
+    except (ValueError, TypeError, LookupError):
+        return raw, body  # somebody else's header
 
 
 def replay(raw: bytes, headers: Mapping[str, Any]) -> tuple[int, bytes]:
     """Return flags and properties of a replayed letter, what it was before it failed; `headers` are the letter's."""
     properties = _safe(raw)
     original = properties.get("headers", {})
-    kept = {name: value for name, value in original.items() if not (name.startswith(RECORD) or name in PROGRESS)}
-    kept |= {name: headers[name] for name in (ROUTING_KEY, MADE_ID) if name in headers}
+    kept = {name: value for name, value in original.items() if _lasts(name)}
     if isinstance(nested := headers.get(NESTED), str):
         import orjson
 
-        kept |= orjson.loads(nested)
+        try:
+            kept |= orjson.loads(nested)
+        except (ValueError, TypeError):
+            pass  # somebody else's header
+    kept |= {name: headers[name] for name in (ROUTING_KEY, MADE_ID) if name in headers}
     return encode({**properties, "headers": _movable(kept), "delivery_mode": 2})
 
 
@@ -120,30 +138,68 @@ def encode(properties: Mapping[str, Any]) -> tuple[int, bytes]:
 
 def _copy(raw: bytes, message: Message, routing_key: str, added: Mapping[str, Any]) -> tuple[int, bytes]:
     properties = _safe(raw)
-    headers = dict(properties.get("headers", {}))
-    headers.setdefault(ROUTING_KEY, routing_key)
+    # an earlier failure record or trip through the delay cascade says nothing of this copy
+    headers = {name: value for name, value in properties.get("headers", {}).items() if _lasts(name)}
+    headers[ROUTING_KEY] = routing_key
+    headers.pop(MADE_ID, None)
     if message.id_made_up:
         headers[MADE_ID] = message.id
     for name in MOVED_PROPERTIES:
-        if (value := properties.pop(name, None)) is not None:
-            headers[ORIGINAL_PREFIX + name] = value
-    # an earlier failure record or trip through the delay cascade says nothing of this copy
-    kept = {name: value for name, value in headers.items() if not _of_earlier(name)}
-    return encode({**properties, "headers": _movable({**kept, **added}), "delivery_mode": 2})
+        if name in properties and (name != "type" or properties[name] == AMQP_10):
+            headers[ORIGINAL_PREFIX + name] = properties.pop(name)
+    return encode({**properties, "headers": _movable({**headers, **added}), "delivery_mode": 2})
 
 
-def _of_earlier(name: str) -> bool:
-    return name.startswith(RECORD) or is_cascade(name) or name in (ROUTED, WAITS_SINCE)
+def _lasts(name: str) -> bool:
+    return not name.startswith(OWN) or name in LASTING or name.startswith(ORIGINAL_PREFIX)
 
 
 def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:
-    moved = {}
+    moved: dict[str, Any] = {}
+    left = MOST_MOVED
     for name, value in headers.items():
-        lower = name.lower()
-        if lower.startswith(BROKERS):
+        if name.startswith(BROKERS):
             continue
-        moved[ORIGINAL_PREFIX + name if lower.startswith("x-") or lower in MOVED else name] = value
+        lower, aside = name.lower(), ORIGINAL_PREFIX + name
+        # a name that is too long to be moved means nothing to any broker
+        fits = len(aside.encode()) <= LONGEST_NAME
+        harmful = lower in MOVED or lower.startswith(STREAMS)
+        if isinstance(value, Decimal):
+            # 3.10 crashes over one in a stream, where a retry ends whose handler is gone; it drops arrays
+            if fits:
+                moved[aside] = [value]
+            continue
+        if fits and not harmful and left and lower.startswith("x-"):
+            harmful, left = True, left - 1
+        moved[aside if fits and harmful else name] = value
     return moved
+
+
+def _beside(raw: bytes) -> dict[str, str] | None:
+    """Return the headers that streams drop as a header of JSON; None where a stream cannot keep the original."""
+    try:
+        properties = wire.properties(raw)
+    except wire.Malformed:
+        return None
+    headers = properties.get("headers", {})
+    odd = (
+        not KEPT.issuperset(properties) or properties.get("type") == AMQP_10 or properties.get("timestamp", 0) > LATEST
+    )
+    if odd or any(isinstance(value, Decimal) for value in headers.values()):
+        return None
+    nested = {name: value for name, value in headers.items() if isinstance(value, dict | list) and _lasts(name)}
+    if not _is_json(nested):
+        return None
+    return {NESTED: _json(nested)} if nested else {}
+
+
+def _is_json(value: Any) -> bool:
+    """Tell whether JSON keeps the value and its kind."""
+    if isinstance(value, dict):
+        return all(map(_is_json, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or type(value) in (str, bool, int) or (type(value) is float and isfinite(value))
 
 
 def _safe(raw: bytes) -> dict[str, Any]:
@@ -162,6 +218,7 @@ def _json(value: Any) -> str:
 def moment(text: Any, default: datetime) -> datetime:
     """Return the time that a record tells, or the default where it tells none."""
     try:
-        return datetime.fromisoformat(text)
+        told = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return default
+    return told if told.tzinfo else told.replace(tzinfo=UTC)

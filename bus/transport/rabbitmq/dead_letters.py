@@ -51,7 +51,18 @@ class Entry:
     properties: dict[str, Any]
     headers: dict[str, Any]
     received: Received
+    exchange: str
     key: str
+
+    @property
+    def is_mark(self) -> bool:
+        """Whether it is a mark: those are sent to the stream alone, and what dies comes by its exchange."""
+        return MARK in self.headers and not self.exchange
+
+    @property
+    def told_by_worker(self) -> bool:
+        """Whether a worker wrote it; of what the broker dead-letters by itself, headers like ours are a stranger's."""
+        return not any(name.startswith("x-first-death-") for name in self.headers)
 
 
 @dataclass(slots=True)
@@ -63,7 +74,7 @@ class Fold:
     next: int = 0
     open: dict[str, Letter] = field(default_factory=dict)
     claims: dict[str, tuple[str, datetime]] = field(default_factory=dict)
-    _seen: dict[tuple[str, str, datetime], str] = field(default_factory=dict)
+    _seen: dict[tuple[str, str, datetime, int], str] = field(default_factory=dict)
     _replayed: dict[tuple[str, str], int] = field(default_factory=dict)
     _latest: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -72,11 +83,12 @@ class Fold:
         if entry.offset < self.next:
             return
         self.next = entry.offset + 1
-        if MARK in entry.headers:
+        if entry.is_mark:
             self._mark(entry)
             return
         letter = self._letter(entry)
-        copy = (letter.handler, letter.message.id, letter.failure.last_failed_at)
+        # strangers use an id more than once, and the broker tells no time of its own
+        copy = (letter.handler, letter.message.id, letter.failure.last_failed_at, hash(entry.received.body))
         if self._seen.setdefault(copy, letter.id) == letter.id:
             place = (letter.handler, letter.message.id)
             self.open[letter.id] = replace(letter, failed_again=self._replayed.get(place, 0))
@@ -99,8 +111,8 @@ class Fold:
                 self.open[again.id] = replace(again, failed_again=times)
 
     def _letter(self, entry: Entry) -> Letter:
-        raw, body = copies.unwrapped(entry.headers, entry.received.header, entry.received.body)
-        key = str(entry.headers.get(ROUTING_KEY) or entry.key)
+        raw, body = _original(entry)
+        key = entry.key if not isinstance(told := entry.headers.get(ROUTING_KEY), str) else told
         message = envelope.decode(raw, body, key, ours=False).message
         if message.id_made_up and isinstance(made := entry.headers.get(MADE_ID), str):
             message = replace(message, id=made)
@@ -146,8 +158,8 @@ class RabbitMQDeadLetters:
     async def replay(self, letter: Letter) -> None:
         """Send the letter back to its handler's queue as attempt 1, confirmed, and mark it as replayed."""
         async with self._claimed(letter) as (channel, entry):
-            raw, body = copies.unwrapped(entry.headers, entry.received.header, entry.received.body)
-            flags, properties = copies.replay(raw, entry.headers)
+            raw, body = _original(entry)
+            flags, properties = copies.replay(raw, entry.headers if entry.told_by_worker else {})
             queue = self._names.of(f"{letter.service}.{letter.handler}")
             await self._store(channel, Parcel(letter.message.id, "", queue, flags, properties, body, mandatory=True))
             await self._append(channel, letter, REPLAYED, "")
@@ -255,13 +267,13 @@ class RabbitMQDeadLetters:
                 commands.Basic.Consume(queue=self._names.dead(service), arguments={"x-stream-offset": offset})
             )
             while (received := await inbox.get()) is not None:
-                tag, _, _, key = wire.delivered(received.method)
+                tag, _, exchange, key = wire.delivered(received.method)
                 channel.settle(tag)
                 properties = wire.properties(received.header)
                 headers = properties.get("headers", {})
                 # a stream is read from the start of a chunk, so what comes first may be older than asked for
                 if not isinstance(offset, int) or headers["x-stream-offset"] >= offset:
-                    yield Entry(headers["x-stream-offset"], properties, headers, received, key)
+                    yield Entry(headers["x-stream-offset"], properties, headers, received, exchange, key)
             raise BusUnavailable(f"the connection was lost while reading: {channel.error}", {})
         finally:
             channel.on_end = lambda: None
@@ -290,14 +302,25 @@ class RabbitMQDeadLetters:
         raise BusUnavailable("no broker answers: " + "; ".join(reasons), {})
 
 
+def _original(entry: Entry) -> tuple[bytes, bytes]:
+    """Return the content header and the body of what died."""
+    received = entry.received
+    if not entry.told_by_worker:
+        return received.header, received.body
+    return copies.unwrapped(entry.headers, received.header, received.body)
+
+
 def _failure(entry: Entry, service: str, prefix: str, at: datetime) -> Failure:
     """Return the record that the handler's worker left, or what can be told where the broker gave up by itself."""
+    headers = entry.headers if entry.told_by_worker else {}
     record = {
         name.removeprefix(copies.RECORD).replace("-", "_"): str(value)
-        for name, value in entry.headers.items()
+        for name, value in headers.items()
         if name.startswith(copies.RECORD)
     } or _told_by_broker(entry)
-    handler = record.get("handler") or entry.key.removeprefix(prefix).rpartition(".")[2]
+    place = entry.key.removeprefix(prefix).rpartition(".")[2]
+    # what came by the exchange of dead letters has its handler's key, and a stranger's record may name another
+    handler = place if entry.exchange else record.get("handler") or place
     reason: Any = record.get("reason", "broker")
     return Failure(
         service=service,
@@ -306,19 +329,23 @@ def _failure(entry: Entry, service: str, prefix: str, at: datetime) -> Failure:
         error_type=record.get("error_type", ""),
         error=record.get("error", ""),
         traceback=record.get("traceback", ""),
-        attempts=int(record["attempts"]) if record.get("attempts", "").isdecimal() else 0,
+        attempts=_count(record.get("attempts", "")),
         first_failed_at=copies.moment(record.get("first_failed_at"), at),
         last_failed_at=copies.moment(record.get("last_failed_at"), at),
         worker=record.get("worker", ""),
     )
 
 
+def _count(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
 def _told_by_broker(entry: Entry) -> dict[str, str]:
     """Return the record of a letter that no worker wrote; a stream keeps little of what the broker knew."""
-    queue, why = entry.headers.get("x-first-death-queue"), entry.headers.get("x-first-death-reason")
-    # what died in the handler's own queue has that queue's name as its key; a retry that came back has the retry's
-    if queue == entry.key:
-        error = f"the broker dead-lettered it by itself, in queue {queue!r}: {why}"
+    why = entry.headers.get("x-first-death-reason")
+    # what died in the handler's own queue has that queue's name as its key; a retry begins with its milliseconds
+    if not entry.key.partition(".")[0].isdecimal():
+        error = f"the broker dead-lettered it by itself, in queue {entry.key!r}: {why}"
         return {"reason": "expired" if why == "expired" else "broker", "error": error}
     attempt = entry.headers.get(ATTEMPT)
     return {

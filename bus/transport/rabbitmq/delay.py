@@ -48,11 +48,6 @@ def entrance(names: Names, delay: timedelta) -> str:
     return _level(names, units.bit_length() - 1)
 
 
-def is_cascade(name: str) -> bool:
-    """Tell whether a header belongs to an earlier trip through the cascade."""
-    return name == DUE or name.startswith(BIT)
-
-
 async def declare(addresses: Sequence[Address], names: Names, begin: int = 0) -> AsyncGenerator[int, None]:
     """Declare the cascade from the bottom up, from a level on; yields how many levels there are by then. Idempotent.
 

@@ -12,7 +12,7 @@ from typing import Any, Final, assert_never
 
 from ...errors import BusUnavailable, DeliveryLost, PublishRefused, Unroutable
 from ...logs import logger
-from ...message import ROUTED, Message, Outgoing
+from ...message import LONGEST_ID, ROUTED, Message, Outgoing
 from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .. import Subscription
 from . import copies, delay, envelope, wire
@@ -75,8 +75,10 @@ class RabbitMQDelivery:
         self._settling = settling
         self._run = ""
         self._tag, redelivered, self._exchange, self._key = wire.delivered(received.method)
-        ours = settling.is_ours(self._exchange)
-        self._arrived = envelope.decode(received.header, received.body, self._key, ours=ours, redelivered=redelivered)
+        ours, original = settling.is_ours(self._exchange), self._exchange == settling.names.events
+        self._arrived = envelope.decode(
+            received.header, received.body, self._key, ours=ours, redelivered=redelivered, original=original
+        )
 
     @property
     def message(self) -> Message:
@@ -145,8 +147,10 @@ class RabbitMQDelivery:
     def _mark_key(self) -> str:
         message = self.message
         # without an id of its own it is known by what it carries: the same bytes kill again
-        id = blake2b(message.body, digest_size=16).hexdigest() if message.id_made_up else message.id
-        return f"{self._settling.subscription.handler} {id}"
+        id = message.body if message.id_made_up else message.id.encode()
+        # a mark is short, however long a stranger's id is
+        known_by = blake2b(id, digest_size=16).hexdigest() if message.id_made_up or len(id) > LONGEST_ID else message.id
+        return f"{self._settling.subscription.handler} {known_by}"
 
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out; every copy is confirmed before the original is acked."""
@@ -221,14 +225,14 @@ class RabbitMQDelivery:
             added = delay.headers(outcome.delay, delay.TO_QUEUE)
         if self.routed_by is not None:
             added[ROUTED] = True
-        flags, properties = copies.retry(self._received.header, self.message, self._key, outcome, added)
+        flags, properties = copies.retry(self._received.header, self.message, self._arrived.routing_key, outcome, added)
         return Parcel(self.message.id, exchange, key, flags, properties, self._received.body, mandatory=True)
 
     def _dead_letter(self, outcome: DeadLetter) -> Parcel:
         names, subscription = self._settling.names, self._settling.subscription
         received = self._received
         flags, properties, body = copies.dead_letter(
-            received.header, received.body, self.message, self._key, outcome.failure
+            received.header, received.body, self.message, self._arrived.routing_key, outcome.failure
         )
         exchange, key = names.dead(subscription.service), names.queue(subscription)
         return Parcel(self.message.id, exchange, key, flags, properties, body, mandatory=True)

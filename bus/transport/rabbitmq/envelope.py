@@ -11,6 +11,7 @@ import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
 
@@ -46,10 +47,15 @@ ATTRIBUTES: Final = {
     )
 }
 """The attributes that are read, by every name that they may have."""
-NOT_APPLICATION: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", "x-")
-BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count")
+BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count", "x-stream-offset")
 """Headers that the broker writes; a copy must not carry them back to it."""
+NOT_APPLICATION: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", *BROKERS)
 MOVED: Final = frozenset({"cc", "bcc"})
+MOVED_PROPERTIES: Final = ("expiration", "user_id", "type")
+"""Properties that a copy has among its headers, so that the broker does not look at them again."""
+
+MOST_ADDED: Final = 4_096
+"""Bytes of what copies carry beside the message's own headers, at most."""
 
 _ID = wire.header(f"{CLOUDEVENTS_PREFIX}id")
 _TIME = wire.header(f"{CLOUDEVENTS_PREFIX}time")
@@ -74,6 +80,8 @@ class Arrived:
     """The routing key by which an earlier delivery of it was routed to this handler; on retry copies."""
     waits_since: datetime | None
     """Since when it waits for a worker of another version; on retry copies."""
+    routing_key: str
+    """The key that it was published with, whatever the keys of its copies are."""
 
 
 def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
@@ -123,30 +131,23 @@ def _rare(message: Message) -> list[bytes]:
     return [wire.field(CLOUDEVENTS_PREFIX + name, value) for name, value in given.items() if value is not None]
 
 
-def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered: bool = False) -> Arrived:
+def decode(
+    raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered: bool = False, original: bool = False
+) -> Arrived:
     """Read a delivery. `ours` says that it came back by an exchange of ours, so that its attempt counts.
 
-    `redelivered` is what the broker's flag says: quorum queues count in a header, others only flag.
+    `redelivered` is what the broker's flag says: quorum queues count in a header, others only flag. `original` says
+    that this is the key it was published with, so that a header that tells another is forged.
     """
     problems: list[str] = []
-    properties: dict[str, Any] = {}
-    try:
-        # what the headers say stands in the properties once more, for plain clients: not read without need
-        alone = wire.headers_alone(raw)
-        properties = wire.properties(raw) if alone is None else {"headers": alone}
-        attributes, application = _sorted(properties.get("headers", {}))
-        if alone is not None and not ("id" in attributes and "type" in attributes and "time" in attributes):
-            properties = wire.properties(raw)
-    except wire.Malformed as error:
-        attributes, application = {}, {}
-        problems.append(f"properties: {error}")
+    properties, attributes, application = _read(raw, problems)
     headers: dict[str, Any] = properties.get("headers", {})
     if not attributes:
         attributes, body = _structured(properties, body, problems)
-    key = _text(headers.get(ROUTING_KEY)) or routing_key
+    key = _original_key(headers, routing_key, original=original)
     id = _text(attributes.get("id")) or _text(properties.get("message_id"))
     message = Message(
-        id=id or _text(headers.get(MADE_ID)) or _make_id(),
+        id=id or _bounded(headers.get(MADE_ID)) or _make_id(),
         type=_text(attributes.get("type")) or key,
         version=_version(attributes.get("dataschema"), _text(attributes.get("type"))),
         source=_text(attributes.get("source")) or _text(properties.get("app_id")) or "",
@@ -162,7 +163,8 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered
         content_type=_text(properties.get("content_type")) or JSON_CONTENT,
         headers=application,
         id_made_up=id is None,
-        header_bytes=len(raw),
+        # the same for a message and its copies
+        header_bytes=max(len(raw) - MOST_ADDED, 0) if ROUTING_KEY in headers else len(raw),
         problems=tuple(problems),
     )
     return Arrived(
@@ -173,11 +175,30 @@ def decode(raw: bytes, body: bytes, routing_key: str, *, ours: bool, redelivered
         counted=DELIVERY_COUNT in headers,
         routed_by=key if ours and headers.get(ROUTED) is True else None,
         waits_since=_moment(WAITS_SINCE, headers.get(WAITS_SINCE), problems) if ours else None,
+        routing_key=key,
     )
 
 
-def deliveries_before(raw: bytes) -> int:
-    """Return how often a quorum queue handed the message out before."""
+def _read(raw: bytes, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Return the properties, the CloudEvents attributes, and the application's own headers."""
+    properties: dict[str, Any] = {}
+    try:
+        # what the headers say stands in the properties once more, for plain clients: not read without need
+        alone = wire.headers_alone(raw)
+        properties = wire.properties(raw) if alone is None else {"headers": alone}
+        attributes, application = _sorted(properties.get("headers", {}))
+        if alone is not None and not ("id" in attributes and "type" in attributes and "time" in attributes):
+            properties = wire.properties(raw)
+    except wire.Malformed as error:
+        problems.append(f"properties: {error}")
+        return properties, {}, {}
+    return properties, attributes, application
+
+
+def deliveries_before(method: bytes, raw: bytes) -> int:
+    """Return how often a quorum queue handed the message out before; the count of a first delivery is forged."""
+    if not wire.delivered(method)[1]:
+        return 0
     try:
         return _whole(wire.properties(raw).get("headers", {}).get(DELIVERY_COUNT), 0)
     except wire.Malformed:
@@ -190,12 +211,15 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     application: dict[str, str] = {}
     for name, value in headers.items():
         if (attribute := ATTRIBUTES.get(name)) is not None:
-            attributes[attribute] = value
-        elif name.startswith(ORIGINAL_PREFIX):
-            # what a copy moved aside has its own name again
-            if (text := _text(value)) is not None:
-                application[name[len(ORIGINAL_PREFIX) :]] = text
-        elif not name.startswith(NOT_APPLICATION) and (text := _text(value)) is not None:
+            if not isinstance(value, Decimal):  # copies have none of that kind
+                attributes[attribute] = value
+            continue
+        if name.startswith(ORIGINAL_PREFIX):
+            # what a copy moved aside has its own name again, as the first delivery had it
+            name = name[len(ORIGINAL_PREFIX) :]  # noqa: PLW2901
+            if name in MOVED_PROPERTIES:
+                continue
+        if not name.startswith(NOT_APPLICATION) and (text := _text(value)) is not None:
             application[name] = text
     return attributes, application
 
@@ -229,6 +253,16 @@ def _text(value: Any) -> str | None:
     if isinstance(value, datetime):
         return value.isoformat()
     return None
+
+
+def _original_key(headers: Mapping[str, Any], routing_key: str, *, original: bool) -> str:
+    told = None if original else _bounded(headers.get(ROUTING_KEY))
+    return routing_key if told is None else told
+
+
+def _bounded(value: Any) -> str | None:
+    """Return what a header of ours tells, which is never long; what is, is forged."""
+    return value if isinstance(value, str) and len(value.encode()) <= 255 else None
 
 
 def _whole(value: Any, default: int) -> int:

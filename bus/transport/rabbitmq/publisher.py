@@ -8,10 +8,14 @@ from collections.abc import Sequence
 
 from pamqp import commands
 
-from ...errors import BusUnavailable, Fate, PublishRefused, Unroutable
+from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
 from .channel import Batch, Channel, ChannelClosed, Parcel
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
+
+
+class WriteRefused(PublishRefused, AccessRefused):
+    """The broker refused to store, and waiting will not help: the user may not write there."""
 
 
 class Publisher:
@@ -53,7 +57,7 @@ class Publisher:
         """Publish what is unknown again and again, until every fate is known or the timeout is over."""
         loop = asyncio.get_running_loop()
         fates: dict[str, Fate] = {}
-        why, backoff = "", Backoff()
+        why, backoff, allowed = "", Backoff(), True
         left = parcels
         while left:
             if channel is None or told is None:
@@ -68,7 +72,7 @@ class Publisher:
                     continue
                 told = await self._send(channel, left, deadline).future
             if isinstance(channel.error, ChannelClosed):
-                why = channel.error.text
+                why, allowed = channel.error.text, channel.error.code != 403
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
             elif Fate.REFUSED in told:
                 self._retire(channel)
@@ -79,7 +83,7 @@ class Publisher:
             channel = told = None
             if left:
                 await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
-        self._raise_for(fates, left, why)
+        self._raise_for(fates, left, why, allowed=allowed)
 
     def _retire(self, channel: Channel) -> None:
         """Use another channel from now on: a quorum queue that refused a channel once goes on to refuse it."""
@@ -140,7 +144,7 @@ class Publisher:
             self._channel = await link.channel(confirm=True)
             return self._channel
 
-    def _raise_for(self, fates: dict[str, Fate], left: Sequence[Parcel], why: str) -> None:
+    def _raise_for(self, fates: dict[str, Fate], left: Sequence[Parcel], why: str, *, allowed: bool) -> None:
         if left:
             fates |= {parcel.id: Fate.UNKNOWN for parcel in left}
             because = f": {why}" if why else ""
@@ -151,6 +155,8 @@ class Publisher:
         if Fate.UNROUTABLE in told:
             raise Unroutable("no queue wants the message", fates)
         if Fate.REFUSED in told:
+            if not allowed:
+                raise WriteRefused(f"{why}; give the user of BUS_URL the permission to write there", fates)
             raise PublishRefused(f"the broker refused to store the message{': ' + why if why else ''}", fates)
 
     async def aclose(self) -> None:

@@ -1,0 +1,1 @@
+"""Hostile messages: strategies, and the run of thousands of them through a real broker."""
