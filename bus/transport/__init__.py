@@ -107,6 +107,14 @@ class Delivery(Protocol):
 class Consumer(Protocol):
     """Takes deliveries of one subscription; survives lost connections."""
 
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker knows it and would send: a consumer is registered there, on a connection that is open.
+
+        At a limit of 0 nothing is registered, and an open connection is enough.
+        """
+        ...
+
     def __aiter__(self) -> Self: ...
     async def __anext__(self) -> Delivery:
         """Return the next delivery; at once while there is one in the buffer. A cancelled wait loses nothing.

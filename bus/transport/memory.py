@@ -145,6 +145,11 @@ class MemoryConsumer:
         self._cut = False
         self._first = True
 
+    @property
+    def consuming(self) -> bool:
+        """Whether it was not cut off."""
+        return not self._cut
+
     def __aiter__(self) -> Self:
         return self
 
