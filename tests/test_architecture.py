@@ -26,6 +26,7 @@ LAYERS = (
     {"delivery", "client"},
     {"subscriber"},
     {"worker", "discovery"},
+    {"health"},
     {"testing", "app"},
     {"cli"},
 )

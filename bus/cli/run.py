@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from .. import client, clock, logs
+from .. import client, clock, health, logs
 from .. import settings as environment
 from ..app import App
 from .errors import INTERRUPTED, MISTAKE
@@ -50,7 +50,8 @@ def run(
         async with client.transport(settings) as transport:
             log.info("worker starting", services=names)
             worker = app.worker(transport, hosted, settings)
-            await worker.run(stop, lambda: log.info("worker started", services=names))
+            async with health.served(worker, settings.http, stop):
+                await worker.run(stop, lambda: log.info("worker started", services=names))
         log.info("worker stopped")
         sys.stdout.flush()
         # every handler was refused its queue: whoever keeps workers running must see that this one failed
