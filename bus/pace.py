@@ -16,7 +16,7 @@ from .flow import Flow
 T = TypeVar("T")
 
 PER: Final = {"s": 1, "m": 60, "h": 3600}
-WRITTEN: Final = re.compile(r"(\d+(?:\.\d+)?)/([smh])")
+WRITTEN: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)/([smh])")
 SLOWEST: Final = 6 / 3600
 """Runs a second: what waits for its turn is held by the worker, and the broker takes it back after half an hour."""
 BURST: Final = 0.1

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from .. import client, clock, health, logs
+from .. import client, clock, logs
 from .. import settings as environment
 from ..app import App
 from .errors import INTERRUPTED, MISTAKE
@@ -33,6 +33,8 @@ def run(
     service: Annotated[list[str] | None, typer.Option(help="Host this service only; may be given again.")] = None,
 ) -> int:
     """Be the worker, until SIGTERM or Ctrl-C; a second signal stops at once."""
+    from .. import health
+
     settings = environment.read()
     logs.configure(settings.log_level, settings.log_format)
     log = logs.logger()

@@ -152,7 +152,7 @@ class Tester(Bus):
         assert self._generation is not None
         self._generation.abandon()
         self._gone.append(self._generation)
-        for flow in self._worker.flows.values():
+        for flow in self.worker.flows.values():
             flow.end()
         self.transport.crash()
         self._running.clear()
@@ -163,12 +163,12 @@ class Tester(Bus):
 
         Raises ConfigurationError for a name that is not there. A pause ends with `resume` or `crash`.
         """
-        self._worker.pause(name)
+        self.worker.pause(name)
         self._news.set()
 
     def resume(self, name: str) -> None:
         """End the pause of a service, or of one handler of it. Raises as `pause`."""
-        self._worker.resume(name)
+        self.worker.resume(name)
 
     def published(self, kind: type[E]) -> list[E]:
         """Return the events of a class, or of a base's subclasses, that were published so far, in order."""
@@ -197,7 +197,7 @@ class Tester(Bus):
         return "\n".join(["What happened on the bus:", *(f"  {line}" for line in cut + lines[-most:])])
 
     async def _start(self) -> None:
-        self._worker = Worker(
+        self.worker = Worker(
             self.transport,
             self._services,
             app="test",
@@ -211,7 +211,7 @@ class Tester(Bus):
         started = asyncio.Event()
         self._generation = Generation()
         # one owner enters and leaves the worker's task groups: a fixture's set-up and tear-down are other tasks
-        self._owner = self._generation.start(self._worker.run(self._stop, started.set))
+        self._owner = self._generation.start(self.worker.run(self._stop, started.set))
         self._owner.add_done_callback(lambda _: started.set())
         self._owner.add_done_callback(lambda _: self._news.set())
         await started.wait()
@@ -232,12 +232,11 @@ class Tester(Bus):
     def _left(self) -> dict[str, int]:
         """Return what is not settled: the backlog of a breaker counts, as its time will come, and a paused one not."""
         left = self.transport.waiting()
-        for name, flow in self._worker.flows.items():
-            ready = len(self.transport.queues[name].ready)
-            if flow.waits and ready:
-                left[f"ready for {name}"] = ready
-            elif flow.stopped and not flow.waits:
-                left.pop(f"ready for {name}", None)
+        for name, flow in self.worker.flows.items():
+            queue, what = self.transport.queues[name], f"ready for {name}"
+            left.pop(what, None)
+            if queue.ready and queue.consumers and (flow.waits or not flow.stopped):
+                left[what] = len(queue.ready)
         return left
 
     def _require_owner(self) -> None:
