@@ -50,13 +50,13 @@ class Flow:
         self._held[why] = unsettled
         if then is not None:
             self._timers[why] = asyncio.get_running_loop().call_later(seconds, self._due, why, then)
-        self._tell()
+        self.tell()
 
     def release(self, why: str) -> None:
         """End a hold; nothing happens where there is none."""
         self._forget(why)
         if self._held.pop(why, None) is not None:
-            self._tell()
+            self.tell()
 
     def end(self) -> None:
         """Forget every hold: the worker has ended, and what would have happened later never does."""
@@ -75,7 +75,8 @@ class Flow:
         if (timer := self._timers.pop(why, None)) is not None:
             timer.cancel()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake whoever waits for a change."""
         # everyone who waits is woken, and whoever asks again waits for the next change
         self._changed.set()
         self._changed = asyncio.Event()

@@ -197,6 +197,9 @@ class Connection(asyncio.Protocol):
 
 def from_here(transport: asyncio.Transport, request: h11.Request) -> bool:
     """Tell whether a request was made on this machine, and by no page and through no proxy."""
-    peer = ipaddress.ip_address(transport.get_extra_info("peername")[0].partition("%")[0])
+    peername = transport.get_extra_info("peername")
+    if not peername:
+        return False  # it has gone already
+    peer = ipaddress.ip_address(peername[0].partition("%")[0])
     peer = getattr(peer, "ipv4_mapped", None) or peer
     return peer.is_loopback and not any(name in FROM_AFAR for name, _ in request.headers)

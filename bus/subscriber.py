@@ -90,7 +90,8 @@ class Subscriber:
         self._process = process
         self._turn = turn
         self._grace = grace
-        self._idle: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
+        self._left_over: set[asyncio.Task[None]] = set()
         self._waits: set[asyncio.Timeout] = set()
 
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
@@ -100,8 +101,9 @@ class Subscriber:
             following = tasks.create_task(self._follow(consumer))
             await stop.wait()
             following.cancel()
-            for task in self._idle:
-                task.cancel()
+            for task in working:
+                if task not in self._busy:
+                    task.cancel()
             await consumer.limit(0)
             await asyncio.wait(working, timeout=self._grace)
             for task in working:
@@ -111,24 +113,30 @@ class Subscriber:
         """Carry every change of the handler's flow to the broker."""
         flow = self.handler.flow
         while True:
-            if (wanted := flow.most(self.unsettled)) == self.limit:
+            wanted = self._allowed()
+            if wanted == self.limit:
                 await flow.changed()
-            elif wanted:
+            elif wanted > self.limit:
                 self.limit = wanted
                 await consumer.limit(wanted)
             else:
-                await consumer.limit(0)
+                await consumer.limit(wanted)
+                # what runs now is not counted by the broker any more
+                self._left_over = set(self._busy)
+                self.limit = wanted
                 # only now: what goes back to a queue that is still consumed comes again at once
-                self.limit = 0
-                for wait in self._waits:
+                for wait in () if wanted else self._waits:
                     if not wait.expired():
                         wait.reschedule(0)
+
+    def _allowed(self) -> int:
+        """Return how many deliveries may be unsettled at the broker, beside those that it counts no more."""
+        return min(self.handler.flow.most(self.unsettled), self.unsettled - len(self._left_over))
 
     async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
         task = asyncio.current_task()
         assert task is not None
         while not stop.is_set():
-            self._idle.add(task)
             delivery = await anext(consumer)
             if delivery.suspect:
                 await self._run_alone(delivery, consumer, task)
@@ -145,14 +153,20 @@ class Subscriber:
         elif delivery.lost:
             self._gate.give()
             return
-        self._idle.discard(task)
-        await self._process(delivery)
+        self._busy.add(task)
+        try:
+            await self._process(delivery)
+        finally:
+            self._busy.discard(task)
+            if task in self._left_over:
+                self._left_over.discard(task)
+                self.handler.flow.tell()
 
     async def _run_alone(self, delivery: Delivery, consumer: Consumer, task: asyncio.Task[None]) -> None:
         """Run a suspect beside no other suspect of the process; what is none goes on meanwhile."""
         if self._turn.locked():
             # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
-            await consumer.limit(self.handler.flow.most(self.unsettled))
+            await consumer.limit(self._allowed())
         if await self._waited(self._own_turn(), delivery):
             try:
                 if not delivery.lost:

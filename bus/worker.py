@@ -112,6 +112,7 @@ class Worker:
                     tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
 
     def _ended(self) -> None:
+        self.refused.clear()
         for flow in self.flows.values():
             flow.end()
 

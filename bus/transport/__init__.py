@@ -125,7 +125,10 @@ class Consumer(Protocol):
         ...
 
     async def limit(self, unsettled: int) -> None:
-        """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""
+        """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet.
+
+        What is unsettled when the limit is lowered counts no more, as a broker forgets it: the caller counts it.
+        """
         ...
 
 

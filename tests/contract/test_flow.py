@@ -1,4 +1,4 @@
-"""D4 at a rate: a handler takes no more than it begins, and delays what it takes."""
+"""D4 of a handler that is held back: at a rate it takes no more than it begins, and a pause adds nothing."""
 
 from __future__ import annotations
 
@@ -49,3 +49,34 @@ async def test_d4_a_rate_delays_and_fails_nothing(stage: Stage) -> None:
         await times.reaches(MANY)
     assert times[-1] - times[0] > (MANY - 4) / 20  # a burst is three
     assert await stage.letters("shop", 0) == []
+
+
+async def test_d4_what_runs_through_a_pause_counts_when_the_handler_goes_on(stage: Stage) -> None:
+    begun: Log[int] = Log()
+    done: Log[int] = Log()
+    go = asyncio.Event()
+    service = Service("shop", concurrency=4)
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        begun.append(placed.number)
+        await go.wait()
+        done.append(placed.number)
+
+    async def waiting(size: int) -> None:
+        async with asyncio.timeout(WITHIN):
+            while await stage.ready("shop.work") != size:
+                await asyncio.sleep(0.02)
+
+    async with stage.hosting(service) as hosted:
+        await stage.bus.publish(*(Placed(number=number) for number in range(40)))
+        await begun.reaches(4)
+        await waiting(32)
+        hosted.worker.pause("shop.work")
+        await waiting(36)
+        hosted.worker.resume("shop.work")
+        await waiting(32)
+        await asyncio.sleep(0.2)  # as long as more would come
+        assert await stage.ready("shop.work") == 32
+        go.set()
+        await done.holds(lambda seen: set(seen) == set(range(40)), "all of them")
