@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .event import Data, Event, Events
     from .message import Message
+    from .middleware.breaker import breaker
     from .outcome import Ack, DeadLetter, Failure, Letter, Outcome, Release, Retry
     from .retry import Policy, exponential, fixed, immediate
     from .service import Handler, Middleware, Process, Queue, Service
@@ -83,6 +84,7 @@ __all__ = [
     "TopologyMismatch",
     "Undecodable",
     "Unroutable",
+    "breaker",
     "connect",
     "connect_sync",
     "exponential",
@@ -99,6 +101,7 @@ _HOMES: Final = {
     "RetryAfter TidegateError TopologyMismatch Undecodable Unroutable",
     "event": "Data Event Events",
     "message": "Message",
+    "middleware.breaker": "breaker",
     "outcome": "Ack DeadLetter Failure Letter Outcome Release Retry",
     "retry": "Policy exponential fixed immediate",
     "service": "Handler Middleware Process Queue Service",

@@ -65,13 +65,18 @@ class App:
     async def run(self, *services: str, stop: asyncio.Event | None = None, settings: Settings | None = None) -> None:
         """Be the worker of these services (all by default) until `stop` is set or the call is cancelled.
 
-        Without a `BUS_URL` it runs on the memory bus, which nobody else can publish to.
+        Without a `BUS_URL` it runs on the memory bus, which nobody else can publish to. Raises ConfigurationError where
+        `BUS_HTTP` cannot be listened at.
         """
+        from . import health
+
         chosen = settings or environment.read()
         chosen = chosen if chosen.url else replace(chosen, url="memory://")
-        hosted = self.chosen(*services)
+        hosted, stop = self.chosen(*services), stop or asyncio.Event()
         async with client.transport(chosen) as transport:
-            await self.worker(transport, hosted, chosen).run(stop or asyncio.Event())
+            worker = self.worker(transport, hosted, chosen)
+            async with health.served(worker, chosen.http, stop):
+                await worker.run(stop)
 
     def worker(
         self,

@@ -17,6 +17,7 @@ from .event import Event, Events
 from .flow import Flow
 from .message import Message
 from .outcome import Outcome
+from .pace import Rate, rate
 from .resources import Key, Per, Resource, where
 from .retry import Policy, exponential
 from .settings import check_name
@@ -47,13 +48,15 @@ class Options(TypedDict, total=False):
     """What `Service.on` takes beside the events.
 
     `name` pins the queue's name when the function is renamed. `retry` is by default `exponential(attempts=6,
-    first=0.5, factor=4, limit=300)`; `timeout` 60 s, at most 25 min; `concurrency` is the service's unless set.
+    first=0.5, factor=4, limit=300)`; `timeout` 60 s, at most 25 min; `concurrency` is the service's unless set. `rate`
+    is how many runs a worker begins, "100/s", "20/m" or "6/h"; none by default.
     """
 
     name: str | None
     retry: Policy
     timeout: Seconds
     concurrency: int | None
+    rate: str | None
 
 
 class Subscribe(Protocol[In]):
@@ -94,6 +97,7 @@ class Handler:
     timeout: float
     concurrency: int | None
     needs: Mapping[str, Key]
+    rate: Rate | None = None
     flow: Flow = field(default_factory=Flow)
 
     @property
@@ -247,12 +251,20 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
         timeout=span(timeout).total_seconds(),
         concurrency=None if concurrency is None else _concurrency(place, concurrency),
         needs=_needs(function, place),
+        rate=_rate(options.get("rate"), place),
     )
 
 
 def _pattern(pattern: str, place: str) -> str:
     try:
         return topic.check(pattern)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error}") from None
+
+
+def _rate(written: str | None, place: str) -> Rate | None:
+    try:
+        return None if written is None else rate(written)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from None
 

@@ -53,6 +53,21 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     return read
 
 
+def address(text: str) -> tuple[str, int]:
+    """Return host and port of "host:port"; raise ValueError where it is none. An IPv6 host stands in brackets."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
+    if not bare or bracketed != (":" in bare) or not port.isdecimal() or not 0 < int(port) <= 65535:
+        raise ValueError("it must be host:port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080")
+    return bare, int(port)
+
+
+def _address(text: str) -> str:
+    address(text)
+    return text
+
+
 def _namespace(text: str) -> str:
     return check_name("namespace", text) if text else ""
 
@@ -71,6 +86,7 @@ class Settings:
     deploy_grace: float = field(default=600.0, metadata={"read": _seconds})
     log_level: str = field(default="info", metadata={"read": _choice("debug", "info", "warning", "error")})
     log_format: str = field(default="auto", metadata={"read": _choice("auto", "json", "text")})
+    http: str = field(default="", metadata={"read": _address})
     ca_file: Path | None = field(default=None, metadata={"read": Path})
     cert_file: Path | None = field(default=None, metadata={"read": Path})
     key_file: Path | None = field(default=None, metadata={"read": Path})

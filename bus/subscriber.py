@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Final
 
 from .outcome import Release
+from .pace import Pace
 from .service import Handler, Process, Service
 from .transport import Consumer, Delivery
 
@@ -16,14 +17,35 @@ LONGEST_WAIT: Final = 15 * 60.0
 
 
 class Gate:
-    """The slots of one handler: its service's, and its own where it has a limit. The waiting take turns."""
+    """The right to run a delivery: a slot of the service, one of the handler where it has a limit, and its pace."""
 
-    def __init__(self, service: asyncio.Semaphore, own: asyncio.Semaphore | None) -> None:
+    def __init__(
+        self, service: asyncio.Semaphore, own: asyncio.Semaphore | None = None, pace: Pace | None = None
+    ) -> None:
         self._service = service
         self._own = own
+        self._pace = pace
 
     async def take(self) -> None:
-        """Wait for the right to run one delivery."""
+        """Wait for the right to run one delivery; what waits for its pace holds no slot."""
+        await self.paced()
+        await self._slots()
+        while self._pace is not None and not self._pace.take():
+            # it was its turn before the slots were there, and now it is another's
+            self.give()
+            await self.paced()
+            await self._slots()
+
+    async def paced(self) -> None:
+        """Wait until the handler's pace lets a run begin."""
+        if self._pace is not None:
+            await self._pace.wait()
+
+    def due(self) -> bool:
+        """Tell whether the handler's pace lets a run begin now."""
+        return self._pace is None or self._pace.free()
+
+    async def _slots(self) -> None:
         if self._own is not None:
             await self._own.acquire()
         try:
@@ -35,10 +57,10 @@ class Gate:
 
     def free(self) -> bool:
         """Tell whether `take` would return at once."""
-        return not (self._service.locked() or (self._own is not None and self._own.locked()))
+        return self.due() and not (self._service.locked() or (self._own is not None and self._own.locked()))
 
     def give(self) -> None:
-        """Give the right back."""
+        """Give the slots back."""
         self._service.release()
         if self._own is not None:
             self._own.release()
@@ -47,6 +69,8 @@ class Gate:
 def prefetch(service: Service, handler: Handler) -> int:
     """Return how many deliveries of the handler may be unsettled: its share of twice the service's concurrency."""
     share = max(1, 2 * service.concurrency // len(service.handlers))
+    if handler.rate is not None:
+        share = min(share, max(1, int(handler.rate.per_second * LONGEST_WAIT / 2)))
     return share if handler.concurrency is None else min(share, 2 * handler.concurrency)
 
 
@@ -61,11 +85,14 @@ class Subscriber:
     ) -> None:
         self.handler = handler
         self.unsettled = unsettled
+        self.limit = handler.flow.most(unsettled)
         self._gate = gate
         self._process = process
         self._turn = turn
         self._grace = grace
-        self._idle: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
+        self._left_over: set[asyncio.Task[None]] = set()
+        self._waits: set[asyncio.Timeout] = set()
 
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
         """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
@@ -74,8 +101,9 @@ class Subscriber:
             following = tasks.create_task(self._follow(consumer))
             await stop.wait()
             following.cancel()
-            for task in self._idle:
-                task.cancel()
+            for task in working:
+                if task not in self._busy:
+                    task.cancel()
             await consumer.limit(0)
             await asyncio.wait(working, timeout=self._grace)
             for task in working:
@@ -83,19 +111,32 @@ class Subscriber:
 
     async def _follow(self, consumer: Consumer) -> None:
         """Carry every change of the handler's flow to the broker."""
-        flow, limit = self.handler.flow, self.unsettled
+        flow = self.handler.flow
         while True:
-            if (wanted := flow.most(self.unsettled)) != limit:
-                limit = wanted
-                await consumer.limit(limit)
-            else:
+            wanted = self._allowed()
+            if wanted == self.limit:
                 await flow.changed()
+            elif wanted > self.limit:
+                self.limit = wanted
+                await consumer.limit(wanted)
+            else:
+                await consumer.limit(wanted)
+                # what runs now is not counted by the broker any more
+                self._left_over = set(self._busy)
+                self.limit = wanted
+                # only now: what goes back to a queue that is still consumed comes again at once
+                for wait in () if wanted else self._waits:
+                    if not wait.expired():
+                        wait.reschedule(0)
+
+    def _allowed(self) -> int:
+        """Return how many deliveries may be unsettled at the broker, beside those that it counts no more."""
+        return min(self.handler.flow.most(self.unsettled), self.unsettled - len(self._left_over))
 
     async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
         task = asyncio.current_task()
         assert task is not None
         while not stop.is_set():
-            self._idle.add(task)
             delivery = await anext(consumer)
             if delivery.suspect:
                 await self._run_alone(delivery, consumer, task)
@@ -105,37 +146,63 @@ class Subscriber:
             await asyncio.sleep(0)
 
     async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        if self._gate.free():
+        if self._gate.free() and not self.handler.flow.stopped:
             await self._gate.take()
-        elif not await self._waited(self._gate.take(), delivery):
+        elif not await self._waited(self._right(), delivery):
             return
         elif delivery.lost:
             self._gate.give()
             return
-        if self.handler.flow.stopped:
-            self._gate.give()
-            await delivery.settle(Release())
-            return
-        self._idle.discard(task)
-        await self._process(delivery)
+        self._busy.add(task)
+        try:
+            await self._process(delivery)
+        finally:
+            self._busy.discard(task)
+            if task in self._left_over:
+                self._left_over.discard(task)
+                self.handler.flow.tell()
 
     async def _run_alone(self, delivery: Delivery, consumer: Consumer, task: asyncio.Task[None]) -> None:
         """Run a suspect beside no other suspect of the process; what is none goes on meanwhile."""
         if self._turn.locked():
             # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
-            await consumer.limit(self.handler.flow.most(self.unsettled))
-        if await self._waited(self._turn.acquire(), delivery):
+            await consumer.limit(self._allowed())
+        if await self._waited(self._own_turn(), delivery):
             try:
                 if not delivery.lost:
                     await self._run(delivery, task)
             finally:
                 self._turn.release()
 
+    async def _right(self) -> None:
+        """Wait for the right to run one delivery, while nothing stops the handler."""
+        flow = self.handler.flow
+        while True:
+            while flow.stopped:
+                await flow.changed()
+            await self._gate.take()
+            if not flow.stopped:
+                return
+            self._gate.give()
+
+    async def _own_turn(self) -> None:
+        """Wait for the turn of a suspect; a handler's slow pace must not hold up everyone's."""
+        while True:
+            await self._gate.paced()
+            await self._turn.acquire()
+            if self._gate.due():
+                return
+            self._turn.release()
+
     async def _waited(self, turn: Awaitable[object], delivery: Delivery) -> bool:
         """Wait for a turn; give the delivery back where that takes too long, or nothing may begin any more."""
         try:
-            async with asyncio.timeout(LONGEST_WAIT):
-                await turn
+            async with asyncio.timeout(LONGEST_WAIT if self.limit else 0) as wait:
+                self._waits.add(wait)
+                try:
+                    await turn
+                finally:
+                    self._waits.discard(wait)
         except (TimeoutError, asyncio.CancelledError) as error:
             # nobody has seen it yet: another replica may have it, also while a stop waits for what runs here
             await delivery.settle(Release())

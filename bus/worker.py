@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -16,11 +16,15 @@ from .errors import AccessRefused, ConfigurationError
 from .event import Events
 from .flow import Flow
 from .logs import logger
+from .pace import Pace, fitted
 from .resources import Key, Resources
-from .service import Middleware, Service
+from .service import Handler, Middleware, Service
 from .settings import Settings
 from .subscriber import Gate, Subscriber, prefetch
-from .transport import Transport
+from .transport import Consumer, Transport
+
+
+PAUSED: Final = "paused"
 
 
 class Worker:
@@ -28,6 +32,9 @@ class Worker:
 
     `provided` are resources by key that replace declared ones. `middleware` wraps every handler, outside of the
     services' own; `log` is the outermost, and sees outcomes that are settled. `random` decides the jitter of policies.
+
+    By the name of a handler's subscription, `flows` tells how much each takes, `consumers` who takes it, and `refused`
+    why nobody does.
     """
 
     def __init__(
@@ -53,13 +60,38 @@ class Worker:
         self._provided = dict(provided or {})
         self._random = random or Random()
         self._turn = asyncio.Lock()
-        self._refused: set[str] = set()
         self._logger = logger()
+        self.flows = {handler.subscription_name: Flow() for service in services for handler in service.handlers}
+        self.consumers: dict[str, Consumer] = {}
+        self.refused: dict[str, str] = {}
+
+    def pause(self, name: str) -> None:
+        """Let a service, or one handler (`inventory.reserve_stock`), begin nothing in this worker until `resume`.
+
+        What runs finishes; what waits stays in the queue, for replicas too. Raises ConfigurationError for a name that
+        this worker does not host. A pause ends with the worker.
+        """
+        for flow in self._named(name):
+            flow.hold(PAUSED)
+        self._logger.info("paused", name=name)
+
+    def resume(self, name: str) -> None:
+        """End the pause of a service, or of one handler; nothing happens where there is none. Raises as `pause`."""
+        for flow in self._named(name):
+            flow.release(PAUSED)
+        self._logger.info("resumed", name=name)
+
+    def _named(self, name: str) -> list[Flow]:
+        services = {each: each.partition(".")[0] for each in self.flows}
+        if found := [self.flows[each] for each, service in services.items() if name in (each, service)]:
+            return found
+        known = ", ".join(sorted({*services, *services.values()}))
+        raise ConfigurationError(f"this worker hosts no service or handler {name!r}; there are {known}")
 
     @property
     def consuming(self) -> int:
         """How many handlers take deliveries, or will as soon as they can: all but those that were refused."""
-        return sum(len(service.handlers) for service in self._services) - len(self._refused)
+        return len(self.flows) - len(self.refused)
 
     async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
         """Host the services until `stop` is set; then finish what runs within `grace` seconds and release the rest.
@@ -68,6 +100,7 @@ class Worker:
         and AccessRefused where the broker refuses the login. Cancel it to stop at once: nothing is lost.
         """
         async with AsyncExitStack() as stack:
+            stack.callback(self._ended)
             opened = []
             subscriptions = [h.subscription(self._events) for service in self._services for h in service.handlers]
             async with _until(stop):
@@ -83,6 +116,11 @@ class Worker:
                 for service, resources in zip(self._services, opened, strict=True):
                     tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
 
+    def _ended(self) -> None:
+        self.refused.clear()
+        for flow in self.flows.values():
+            flow.end()
+
     async def _host(self, service: Service, resources: Resources, stop: asyncio.Event, consuming: Countdown) -> None:
         slots = asyncio.Semaphore(service.concurrency)
         runtime = Runtime(
@@ -93,28 +131,36 @@ class Worker:
             threads=anyio.CapacityLimiter(service.concurrency),
             random=self._random,
         )
-        middleware = (*self._middleware, *service.middleware)
         async with asyncio.TaskGroup() as tasks:
-            for handler in (replace(declared, flow=Flow()) for declared in service.handlers):
-                own = None if handler.concurrency is None else asyncio.Semaphore(handler.concurrency)
-                gate = Gate(slots, own)
-                process = build(handler, runtime, gate, middleware, self._log)
-                unsettled, grace = prefetch(service, handler), self._settings.grace
-                subscriber = Subscriber(handler, gate, process, unsettled, self._turn, grace)
+            for declared in service.handlers:
+                handler = replace(declared, flow=self.flows[declared.subscription_name])
+                subscriber = self._subscriber(service, handler, slots, runtime)
                 tasks.create_task(self._subscribe(subscriber, stop, consuming), name=handler.subscription_name)
 
+    def _subscriber(self, service: Service, handler: Handler, slots: asyncio.Semaphore, runtime: Runtime) -> Subscriber:
+        own = None if handler.concurrency is None else asyncio.Semaphore(handler.concurrency)
+        gate = Gate(slots, own, Pace(handler.rate) if handler.rate is not None else None)
+        process = build(handler, runtime, gate, (*self._middleware, *service.middleware), self._log)
+        unsettled = prefetch(service, handler)
+        if handler.rate is not None:
+            process = fitted(handler.rate, handler.flow, unsettled, process)
+        return Subscriber(handler, gate, process, unsettled, self._turn, self._settings.grace)
+
     async def _subscribe(self, subscriber: Subscriber, stop: asyncio.Event, consuming: Countdown) -> None:
-        handler = subscriber.handler
+        handler, name = subscriber.handler, subscriber.handler.subscription_name
         try:
             subscription = handler.subscription(self._events)
-            async with self._transport.consume(subscription, limit=subscriber.unsettled) as consumer:
-                consuming.cross_out(handler.subscription_name)
+            async with self._transport.consume(subscription, limit=subscriber.limit) as consumer:
+                self.consumers[name] = consumer
+                consuming.cross_out(name)
                 await subscriber.run(consumer, stop)
         except* (ConfigurationError, AccessRefused) as refused:
             # one queue that cannot be consumed stops its own handler only
-            self._refused.add(handler.subscription_name)
-            consuming.cross_out(handler.subscription_name)
-            self._logger.error("handler stopped", handler=handler.subscription_name, error=str(first_leaf(refused)))
+            self.refused[name] = str(first_leaf(refused))
+            consuming.cross_out(name)
+            self._logger.error("handler stopped", handler=name, error=self.refused[name])
+        finally:
+            self.consumers.pop(name, None)
 
 
 class Countdown:

@@ -14,7 +14,7 @@ LONGEST_FUNCTION = 50
 
 LAYERS = (
     {"errors", "clock", "topic", "logs"},
-    {"settings", "event", "retry", "deadline", "flow"},
+    {"settings", "event", "retry", "deadline", "flow", "pace"},
     {"message"},
     {"outcome"},
     {"transport"},
@@ -26,6 +26,7 @@ LAYERS = (
     {"delivery", "client"},
     {"subscriber"},
     {"worker", "discovery"},
+    {"health"},
     {"testing", "app"},
     {"cli"},
 )

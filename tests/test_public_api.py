@@ -51,6 +51,7 @@ PUBLIC = [
     "TopologyMismatch",
     "Undecodable",
     "Unroutable",
+    "breaker",
     "connect",
     "connect_sync",
     "exponential",

@@ -33,6 +33,8 @@ def run(
     service: Annotated[list[str] | None, typer.Option(help="Host this service only; may be given again.")] = None,
 ) -> int:
     """Be the worker, until SIGTERM or Ctrl-C; a second signal stops at once."""
+    from .. import health
+
     settings = environment.read()
     logs.configure(settings.log_level, settings.log_format)
     log = logs.logger()
@@ -50,7 +52,8 @@ def run(
         async with client.transport(settings) as transport:
             log.info("worker starting", services=names)
             worker = app.worker(transport, hosted, settings)
-            await worker.run(stop, lambda: log.info("worker started", services=names, handlers=worker.consuming))
+            async with health.served(worker, settings.http, stop):
+                await worker.run(stop, lambda: log.info("worker started", services=names, handlers=worker.consuming))
         log.info("worker stopped")
         sys.stdout.flush()
         # every handler was refused its queue: whoever keeps workers running must see that this one failed

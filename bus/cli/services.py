@@ -38,6 +38,7 @@ def _rows(app: App, service: Service) -> list[dict[str, Any]]:
             "retry": " ".join(str(handler.retry).split()),
             "timeout": handler.timeout,
             "concurrency": handler.concurrency or service.concurrency,
+            "rate": None if handler.rate is None else str(handler.rate),
             "prefetch": subscriber.prefetch(service, handler),
         }
         for handler in service.handlers
@@ -54,7 +55,8 @@ def _show(app: App, rows: list[dict[str, Any]], unhandled: list[str]) -> None:
         for row in own:
             sources = [*row["patterns"], *(f"queue {name}" for name in row["queues"])]
             retry = row["retry"].replace(" attempts, ", " attempts\n")
-            cells = (row["handler"], sources, retry, f"{row['timeout']:g} s", row["concurrency"], row["prefetch"])
+            at_once = [str(row["concurrency"]), *filter(None, [row["rate"]])]
+            cells = (row["handler"], sources, retry, f"{row['timeout']:g} s", at_once, row["prefetch"])
             table.add_row(*(screen.block(_lines(cell)) for cell in cells), end_section=row is own[-1])
     screen.show(
         screen.text(f"{app.name}: {len(app.services)} services, {len(rows)} handlers", "bold"),

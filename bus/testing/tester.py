@@ -124,7 +124,7 @@ class Tester(Bus):
         most = len(self._runs) + deliveries
         self._stands = False
         with self._time.jumping(within=span(within).total_seconds()):
-            while left := self.transport.waiting():
+            while left := self._left():
                 self._require_owner()
                 if self._stands or len(self._runs) > most:
                     raise NotSettled(self._not_settled(left, too_many=len(self._runs) > most))
@@ -152,9 +152,23 @@ class Tester(Bus):
         assert self._generation is not None
         self._generation.abandon()
         self._gone.append(self._generation)
+        for flow in self.worker.flows.values():
+            flow.end()
         self.transport.crash()
         self._running.clear()
         await self._start()
+
+    def pause(self, name: str) -> None:
+        """Pause a service, or one handler of it (`inventory.reserve_stock`): its backlog stays, and settles nothing.
+
+        Raises ConfigurationError for a name that is not there. A pause ends with `resume` or `crash`.
+        """
+        self.worker.pause(name)
+        self._news.set()
+
+    def resume(self, name: str) -> None:
+        """End the pause of a service, or of one handler of it. Raises as `pause`."""
+        self.worker.resume(name)
 
     def published(self, kind: type[E]) -> list[E]:
         """Return the events of a class, or of a base's subclasses, that were published so far, in order."""
@@ -183,7 +197,7 @@ class Tester(Bus):
         return "\n".join(["What happened on the bus:", *(f"  {line}" for line in cut + lines[-most:])])
 
     async def _start(self) -> None:
-        worker = Worker(
+        self.worker = Worker(
             self.transport,
             self._services,
             app="test",
@@ -197,7 +211,7 @@ class Tester(Bus):
         started = asyncio.Event()
         self._generation = Generation()
         # one owner enters and leaves the worker's task groups: a fixture's set-up and tear-down are other tasks
-        self._owner = self._generation.start(worker.run(self._stop, started.set))
+        self._owner = self._generation.start(self.worker.run(self._stop, started.set))
         self._owner.add_done_callback(lambda _: started.set())
         self._owner.add_done_callback(lambda _: self._news.set())
         await started.wait()
@@ -214,6 +228,16 @@ class Tester(Bus):
             return outcome
 
         return watched
+
+    def _left(self) -> dict[str, int]:
+        """Return what is not settled: the backlog of a breaker counts, as its time will come, and a paused one not."""
+        left = self.transport.waiting()
+        for name, flow in self.worker.flows.items():
+            queue, what = self.transport.queues[name], f"ready for {name}"
+            left.pop(what, None)
+            if queue.ready and queue.consumers and (flow.waits or not flow.stopped):
+                left[what] = len(queue.ready)
+        return left
 
     def _require_owner(self) -> None:
         owner = self._owner

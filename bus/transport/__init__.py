@@ -107,6 +107,14 @@ class Delivery(Protocol):
 class Consumer(Protocol):
     """Takes deliveries of one subscription; survives lost connections."""
 
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker knows it and would send: a consumer is registered there, on a connection that is open.
+
+        At a limit of 0 nothing is registered, and an open connection is enough.
+        """
+        ...
+
     def __aiter__(self) -> Self: ...
     async def __anext__(self) -> Delivery:
         """Return the next delivery; at once while there is one in the buffer. A cancelled wait loses nothing.
@@ -117,7 +125,10 @@ class Consumer(Protocol):
         ...
 
     async def limit(self, unsettled: int) -> None:
-        """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""
+        """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet.
+
+        What is unsettled when the limit is lowered counts no more, as a broker forgets it: the caller counts it.
+        """
         ...
 
 

@@ -142,8 +142,14 @@ class MemoryConsumer:
         self._limit = limit
         self._waiting: deque[asyncio.Future[Stored]] = deque()
         self._unsettled: dict[int, Stored] = {}
+        self._left_over: set[int] = set()
         self._cut = False
         self._first = True
+
+    @property
+    def consuming(self) -> bool:
+        """Whether it was not cut off."""
+        return not self._cut
 
     def __aiter__(self) -> Self:
         return self
@@ -163,6 +169,8 @@ class MemoryConsumer:
 
     async def limit(self, unsettled: int) -> None:
         """Hold at most so many unsettled deliveries from now on; 0 on what is ordered gives all of them back."""
+        if unsettled < self._limit:
+            self._left_over = set(self._unsettled)
         self._limit = unsettled
         if not unsettled and self._queue.subscription.ordered and not self._cut:
             self._return_all()
@@ -194,7 +202,7 @@ class MemoryConsumer:
         """Take the copy if a task waits for one and the limit allows it."""
         while self._waiting and self._waiting[0].done():
             self._waiting.popleft()
-        if not self._waiting or len(self._unsettled) >= self._limit:
+        if not self._waiting or len(self._unsettled) - len(self._left_over) >= self._limit:
             return False
         self._unsettled[stored.position] = stored
         self._waiting.popleft().set_result(stored)
@@ -208,6 +216,7 @@ class MemoryConsumer:
             raise DeliveryLost(f"the delivery of {stored.message.id} belongs to a worker that is gone")
         self._transport.carry_out(self._queue, stored, outcome)
         del self._unsettled[stored.position]
+        self._left_over.discard(stored.position)
         if isinstance(outcome, Release):
             self._queue.put_back([_seen(stored)])
         self._queue.hand_out()
@@ -221,12 +230,13 @@ class MemoryConsumer:
 
     def _return_all(self) -> None:
         self._first = True
-        returned, self._unsettled = list(self._unsettled.values()), {}
+        returned, self._unsettled, self._left_over = list(self._unsettled.values()), {}, set()
         self._queue.put_back(map(_seen, returned))
 
     def _give_back(self, stored: Stored) -> None:
         # nobody saw it, so it does not count as delivered; whoever left has given it back already
         if self._unsettled.pop(stored.position, None) is not None:
+            self._left_over.discard(stored.position)
             self._queue.put_back([stored])
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import aio_pika
 
 from bus import Bus, Event, Letter, Message, Middleware, Service, Settings, client, discovery
+from bus.health import Health
 from bus.message import Outgoing
 from bus.middleware.logging import logging
 from bus.transport import Transport
@@ -60,8 +61,10 @@ class Log(list[T], Generic[T]):
 class Hosted:
     """A worker that runs."""
 
-    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event) -> None:
+    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event, worker: Worker) -> None:
         self.task = task
+        self.worker = worker
+        self.health = Health(worker, stop)
         self._stop = stop
 
     async def stop(self) -> None:
@@ -107,7 +110,7 @@ class Stage:
             provided=provided,
         )
         async with asyncio.TaskGroup() as tasks:
-            hosted = Hosted(tasks.create_task(worker.run(stop, started.set)), stop)
+            hosted = Hosted(tasks.create_task(worker.run(stop, started.set)), stop, worker)
             hosted.task.add_done_callback(lambda _: started.set())
             async with asyncio.timeout(WITHIN):
                 await started.wait()

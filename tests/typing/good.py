@@ -24,6 +24,7 @@ from bus import (
     Reject,
     RetryAfter,
     Service,
+    breaker,
     connect,
     connect_sync,
     exponential,
@@ -130,7 +131,14 @@ def counting(handler: Handler, process: Process) -> Process:
     return count
 
 
-app = App("shop", events="events", services="handlers", middleware=[counting])
+guarded = Service("guarded", middleware=[breaker(failures=3, within=timedelta(minutes=1), cool_down=30), counting])
+
+
+@guarded.on(Placed, rate="100/s")
+async def paced(order: Placed) -> None: ...
+
+
+app = App("shop", events="events", services="handlers", middleware=[counting, breaker()])
 
 
 async def publish(order: Placed) -> None:
@@ -151,6 +159,8 @@ async def call_directly() -> None:
 
 async def test_on_the_bus() -> None:
     async with Tester(inventory, resources={Pool: Pool()}, middleware=[counting]) as bus:
+        bus.pause("inventory.audit")
+        bus.resume("inventory")
         await bus.publish(Reserved(order_id=uuid4()), delay=60)
         await bus.advance(timedelta(minutes=1))
         await bus.settled(within=1)

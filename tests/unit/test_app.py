@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from bus import App, Bus, ConfigurationError, Delivery, Handler, Outcome, Process, Settings, client
@@ -228,3 +230,26 @@ async def test_what_is_provided_and_who_is_told_instead_reach_the_worker(written
         await log.reaches(1)
         stop.set()
     assert here["SEEN"] == [mine]
+
+
+async def test_run_serves_health_where_the_settings_say_so(written: Written) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        http = f"127.0.0.1:{probe.getsockname()[1]}"
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks, httpx.AsyncClient(base_url=f"http://{http}") as client:
+        tasks.create_task(app().run(stop=stop, settings=Settings(url="memory://", http=http)))
+        async with asyncio.timeout(20):
+            while not (told := await ready(client)):
+                await asyncio.sleep(0.01)
+        stop.set()
+    assert told == {"order.pay": {"state": "consuming"}, "payment.note": {"state": "consuming"}}
+
+
+async def ready(client: httpx.AsyncClient) -> Any:
+    """Return the states of the handlers once the worker is ready."""
+    try:
+        answer = await client.get("/readyz")
+    except httpx.ConnectError:
+        return None
+    return answer.json()["handlers"] if answer.status_code == 200 else None

@@ -68,6 +68,9 @@ def test_names_that_queues_cannot_have_are_refused(name: str) -> None:
         ("DEPLOY_GRACE", "1e3", 1000.0),
         ("LOG_LEVEL", "Debug", "debug"),
         ("LOG_FORMAT", "TEXT", "text"),
+        ("HTTP", "127.0.0.1:8080", "127.0.0.1:8080"),
+        ("HTTP", "[::]:80", "[::]:80"),
+        ("HTTP", "worker.local:65535", "worker.local:65535"),
         ("CA_FILE", "/ca.pem", Path("/ca.pem")),
         ("CERT_FILE", "cert.pem", Path("cert.pem")),
         ("KEY_FILE", "key.pem", Path("key.pem")),
@@ -94,6 +97,21 @@ def test_each_setting_is_read_by_its_name(name: str, text: str, value: Any) -> N
         ("LOG_FORMAT", "xml", "one of auto, json, text"),
         *[("NAMESPACE", text, "a name has up to 60") for text in ("a.b", "A", "1a", "x" * 61)],
         ("NAMESPACE", "tidegate", "own queues"),
+        *[
+            ("HTTP", text, "it must be host:port")
+            for text in (
+                "8080",
+                ":8080",
+                "host",
+                "host:",
+                "host:0",
+                "host:65536",
+                "host:http",
+                "::1:80",
+                "[host]:80",
+                "on",
+            )
+        ],
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(name: str, text: str, told: str) -> None:
@@ -115,6 +133,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         deploy_grace=600,
         log_level="info",
         log_format="auto",
+        http="",
         ca_file=None,
         cert_file=None,
         key_file=None,

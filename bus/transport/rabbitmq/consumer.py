@@ -106,8 +106,15 @@ class Feed:
         self._consumers = 0
         self._tags: list[str] = []
         self._granted = 0
+        self._registered = False
         self._wake = asyncio.Event()
         self._consuming = asyncio.Lock()
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker has confirmed what it was asked for, and can still send."""
+        channel = self._channel
+        return channel is not None and channel.error is None and self._registered and not self._cancelled
 
     async def keep(self) -> None:
         """Consume, and consume again after whatever was lost; ends by being cancelled, and gives back the unsettled."""
@@ -144,6 +151,7 @@ class Feed:
             channel.on_end = self._wake.set
             self._probing, self._cancelled = not self._ordered, False
             self._tags, self._granted = [], 0
+            self._registered = False
             self._channel = channel
             await self._apply()
             backoff.reset()
@@ -223,6 +231,7 @@ class Feed:
                 self._tags.append(str(self._consumers))
                 await channel.rpc(commands.Basic.Qos(prefetch_count=missing))
                 await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._tags[-1]))
+            self._registered = True
 
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
@@ -261,6 +270,11 @@ class RabbitMQConsumer:
         self._inbox = inbox
         self._feeds = feeds
         self._settling = settling
+
+    @property
+    def consuming(self) -> bool:
+        """Whether every queue of it is consumed, as the broker knows it."""
+        return all(feed.consuming for feed in self._feeds)
 
     def __aiter__(self) -> Self:
         return self

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 
@@ -99,6 +101,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
         program.process.communicate()
 
 
+@pytest.fixture
+def free_port() -> int:
+    """A port of the loopback that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("arguments", [[], ["run"]])
 def test_a_signal_ends_it_with_0(start: Start, number: signal.Signals, arguments: list[str]) -> None:
@@ -143,6 +153,11 @@ def test_an_unknown_setting_is_warned_about(start: Start) -> None:
                 "BUS_MAX_HOPS='-1': it must be a whole number of 1 or more",
             ],
         ),
+        (
+            [],
+            {"BUS_HTTP": "8080"},
+            ["BUS_HTTP='8080': it must be host:port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080"],
+        ),
     ],
 )
 def test_a_mistake_is_told_in_lines_and_exits_2(
@@ -150,6 +165,19 @@ def test_a_mistake_is_told_in_lines_and_exits_2(
 ) -> None:
     code, out, err = start(*arguments, **environment).ends()
     assert (code, out, err.splitlines()) == (2, "", told)
+
+
+def test_it_serves_health_and_a_port_that_is_taken_is_one_line(start: Start, free_port: int) -> None:
+    http = f"127.0.0.1:{free_port}"
+    program = start(BUS_HTTP=http)
+    program.until("worker started")
+    told = httpx.get(f"http://{http}/readyz").json()
+    assert told["handlers"] == {"kitchen.cook": {"state": "consuming"}, "till.charge": {"state": "consuming"}}
+    code, out, err = start(BUS_HTTP=http, BUS_LOG_LEVEL="error").ends()
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"BUS_HTTP='{http}': cannot listen there: ")
+    program.signal()
+    assert program.ends()[0] == 0
 
 
 def test_what_opening_a_resource_raises_is_told(start: Start) -> None:

@@ -32,6 +32,7 @@ def test_json_has_the_same(run: Run) -> None:
         "retry": "3 attempts, after 2, 2 s",
         "timeout": 5.0,
         "concurrency": 1,
+        "rate": None,
         "prefetch": 2,
     }
     assert [handler["handler"] for handler in told["handlers"]] == ["cook", "charge", "note", "audit"]
