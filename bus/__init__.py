@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .event import Data, Event, Events
     from .message import Message
     from .middleware.breaker import breaker
-    from .outcome import Ack, DeadLetter, Failure, Letter, Outcome, Release, Retry
+    from .outcome import Ack, DeadLetter, Failure, Letter, Mark, Outcome, Release, Retry
     from .retry import Policy, exponential, fixed, immediate
     from .service import Handler, Middleware, Process, Queue, Service
     from .settings import Settings
@@ -63,6 +63,7 @@ __all__ = [
     "Fate",
     "Handler",
     "Letter",
+    "Mark",
     "Message",
     "MessageTooLarge",
     "Middleware",
@@ -102,7 +103,7 @@ _HOMES: Final = {
     "event": "Data Event Events",
     "message": "Message",
     "middleware.breaker": "breaker",
-    "outcome": "Ack DeadLetter Failure Letter Outcome Release Retry",
+    "outcome": "Ack DeadLetter Failure Letter Mark Outcome Release Retry",
     "retry": "Policy exponential fixed immediate",
     "service": "Handler Middleware Process Queue Service",
     "settings": "Settings",

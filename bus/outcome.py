@@ -79,8 +79,24 @@ Outcome: TypeAlias = Ack | Retry | DeadLetter | Release
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """What somebody did about a dead letter, and when; `failed` and `failed again` are its handler's own doing.
+
+    `to` says where a replay went if not back to its handler, and the id of the message that an edit made.
+    """
+
+    kind: Literal["claimed", "replayed", "edited", "discarded", "restored", "failed", "failed again"]
+    operator: str
+    at: datetime
+    to: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """A dead letter as an operator sees it. `failed_again` counts the replays that came to nothing."""
+    """A dead letter as an operator sees it. `failed_again` counts the replays that came to nothing.
+
+    `history` tells what was done about the message, oldest first; it is empty while nobody did anything.
+    """
 
     id: str
     service: str
@@ -88,6 +104,8 @@ class Letter:
     message: Message
     failure: Failure
     failed_again: int = 0
+    closed: bool = False
+    history: tuple[Mark, ...] = ()
 
     def as_json(self) -> Mapping[str, object]:
         """Return what `dead list --json` prints of it."""
@@ -104,4 +122,5 @@ class Letter:
             "error_type": self.failure.error_type,
             "error": self.failure.error,
             "failed_again": self.failed_again,
+            "closed": self.closed,
         }

@@ -30,6 +30,7 @@ PUBLIC = [
     "Fate",
     "Handler",
     "Letter",
+    "Mark",
     "Message",
     "MessageTooLarge",
     "Middleware",

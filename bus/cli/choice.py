@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
 
 from .. import clock
 from ..app import App
@@ -14,10 +13,6 @@ from ..errors import ConfigurationError
 from ..outcome import Letter
 from ..transport import DeadLetters
 from .span import span
-
-
-AT_ONCE: Final = 8
-"""Services whose letters are read at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +41,25 @@ class Choice:
         named = {self.service} if self.service else {id.rpartition("/")[0] for id in self.ids}
         return [service.name for service in app.chosen(*(() if "" in named else sorted(filter(None, named))))]
 
+    def require(self, found: Sequence[str]) -> None:
+        """Raise LookupError for an id that none of the found names has, ConfigurationError for one of several."""
+        for id in sorted(self.ids):
+            meant = [name for name in found if id in (name, name.rpartition("/")[2])]
+            if not meant:
+                raise LookupError(f"there is no open dead letter {id}; `dead list` shows those there are")
+            if len(meant) > 1:
+                raise ConfigurationError(
+                    f"{id} names {len(meant)} letters: {', '.join(meant)}; give one of these names"
+                )
+
+
+@dataclass(slots=True)
+class Selection:
+    """The names of the letters that are meant, oldest first, and how many there are of each handler."""
+
+    names: dict[str, None] = field(default_factory=dict)
+    places: Counter[str] = field(default_factory=Counter)
+
 
 def choice(
     ids: Sequence[str] | None,
@@ -65,24 +79,27 @@ def name(letter: Letter) -> str:
     return f"{letter.service}/{letter.id}"
 
 
-async def find(app: App, dead: DeadLetters, chosen: Choice) -> list[Letter]:
-    """Return the open letters that are meant, by service, oldest first.
+async def matching(app: App, dead: DeadLetters, chosen: Choice, *, closed: bool = False) -> AsyncIterator[Letter]:
+    """Yield the letters that are meant, by service, oldest first; each is read when it is asked for."""
+    for service in chosen.services(app):
+        async for letter in dead.browse(service, closed=closed):
+            if chosen.fits(letter):
+                yield letter
 
-    Raises LookupError for an id that no open letter has, and ConfigurationError for one that several have.
-    """
-    turn = asyncio.Semaphore(AT_ONCE)
 
-    async def of(service: str) -> list[Letter]:
-        async with turn:
-            return [letter async for letter in dead.browse(service) if chosen.fits(letter)]
-
-    async with asyncio.TaskGroup() as tasks:
-        browsing = [tasks.create_task(of(service)) for service in chosen.services(app)]
-    found = [letter for task in browsing for letter in task.result()]
-    for id in sorted(chosen.ids):
-        meant = [name(letter) for letter in found if id in (letter.id, name(letter))]
-        if not meant:
-            raise LookupError(f"there is no open dead letter {id}; `dead list` shows those there are")
-        if len(meant) > 1:
-            raise ConfigurationError(f"{id} names {len(meant)} letters: {', '.join(meant)}; give one of these names")
+async def select(app: App, dead: DeadLetters, chosen: Choice) -> Selection:
+    """Return the open letters that are meant; raises as `Choice.require` does."""
+    found = Selection()
+    async for letter in matching(app, dead, chosen):
+        found.names[name(letter)] = None
+        found.places[f"{letter.service}.{letter.handler}"] += 1
+    chosen.require(list(found.names))
     return found
+
+
+async def one(app: App, dead: DeadLetters, id: str, service: str | None, *, closed: bool = False) -> Letter:
+    """Return the letter of this id; raises as `Choice.require` does."""
+    chosen = Choice(frozenset({id}), service)
+    found = {name(letter): letter async for letter in matching(app, dead, chosen, closed=closed)}
+    chosen.require(list(found))
+    return next(iter(found.values()))

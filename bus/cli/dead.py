@@ -1,29 +1,26 @@
-"""`dead`: the dead letters of services; list, show, replay, discard."""
+"""`dead`: the dead letters of services; list, show, replay, edit, discard, export, import, compact."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, TypeAlias
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
-from .. import client, logs
-from .. import settings as environment
 from ..app import App
 from ..errors import ConfigurationError
 from ..outcome import Letter, Reason
-from ..transport import DeadLetters
+from ..topic import matches_any
+from ..transport import DeadLetters, Subscription
+from . import acting, editing, moving
 from . import letters as screen
 from .binding import bound
-from .choice import Choice, choice, find, name
-from .errors import FAILED, code_of, tell
+from .broker import dead_letters
+from .choice import Choice, choice, matching, one
+from .errors import FAILED, tell
+from .span import rate as seconds_apart
 
 
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Of this service only.")]
@@ -35,20 +32,26 @@ OlderOption = Annotated[
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one array of objects.")]
+ClosedOption = Annotated[bool, typer.Option("--closed", help="Show closed letters too, until they are erased.")]
+ToOption = Annotated[str | None, typer.Option("--to", help="To this handler instead: SERVICE.HANDLER.")]
+RateOption = Annotated[str | None, typer.Option("--rate", help="At most so many, such as 50/s or 100/m.")]
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The file; - is standard output or input.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A letter, as `list` shows it.")]
 IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID", help="Letters, as `list` shows them; none means all that match."),
 ]
-Action: TypeAlias = Callable[[DeadLetters, Letter], Awaitable[None]]
 
 
 def command_line(app: App) -> typer.Typer:
     """Return the commands for dead letters."""
-    line = typer.Typer(help="Dead letters: list, show, replay, discard.", no_args_is_help=True)
-    line.command("list")(bound(list_letters, app))
-    for command in (show, replay, discard):
-        line.command(command.__name__)(bound(command, app))
+    line = typer.Typer(
+        help="Dead letters: list, show, replay, edit, discard, export, import, compact.", no_args_is_help=True
+    )
+    named: dict[str, Callable[..., object]] = {"list": list_letters, "import": import_letters}
+    named |= {command.__name__: command for command in (show, replay, edit, discard, export, compact)}
+    for name, command in named.items():
+        line.command(name)(bound(command, app))
     return line
 
 
@@ -59,20 +62,38 @@ def list_letters(
     type: TypeOption = None,
     reason: ReasonOption = None,
     older_than: OlderOption = None,
+    closed: ClosedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List open letters, and how many there are of each exception and place."""
-    found = asyncio.run(_found(app, choice((), service, handler, type, reason, older_than)))
+    asyncio.run(_list(app, choice((), service, handler, type, reason, older_than), closed=closed, as_json=as_json))
+
+
+async def _list(app: App, chosen: Choice, *, closed: bool, as_json: bool) -> None:
+    listing, before = screen.Listing(), "["
+    async with dead_letters() as dead:
+        async for letter in matching(app, dead, chosen, closed=closed):
+            if as_json:
+                typer.echo(
+                    before + "\n  " + json.dumps(dict(letter.as_json()), indent=2).replace("\n", "\n  "), nl=False
+                )
+                before = ","
+            else:
+                listing.add(letter)
     if as_json:
-        typer.echo(json.dumps([dict(letter.as_json()) for letter in found], indent=2))
+        typer.echo("[]" if before == "[" else "\n]")
     else:
-        screen.show_list(found)
+        screen.show_list(listing)
 
 
 def show(app: App, id: IdArgument, service: ServiceOption = None) -> None:
-    """Show everything about one letter."""
-    for letter in asyncio.run(_found(app, Choice(frozenset({id}), service))):
-        screen.show_one(letter)
+    """Show everything about one letter, closed ones included, and what was done about it."""
+    screen.show_one(asyncio.run(_one(app, id, service)))
+
+
+async def _one(app: App, id: str, service: str | None) -> Letter:
+    async with dead_letters() as dead:
+        return await one(app, dead, id, service, closed=True)
 
 
 def replay(
@@ -83,11 +104,38 @@ def replay(
     type: TypeOption = None,
     reason: ReasonOption = None,
     older_than: OlderOption = None,
+    to: ToOption = None,
+    rate: RateOption = None,
     yes: YesOption = False,
 ) -> int:
-    """Send letters back to the handlers that gave up on them, as attempt 1."""
+    """Send letters back to the handlers that gave up on them, as attempt 1. Ctrl-C stops after the one under way."""
     chosen = choice(ids, service, handler, type, reason, older_than)
-    return asyncio.run(_act(app, chosen, "replay", lambda dead, letter: dead.replay(letter), yes=yes))
+    pause = 0.0 if rate is None else seconds_apart("--rate", rate)
+    target = None if to is None else _subscription(app, to)
+
+    async def send(dead: DeadLetters, letter: Letter) -> None:
+        if target is not None and target.patterns and not matches_any(target.patterns, letter.message.type):
+            wanted = ", ".join(target.patterns)
+            raise LookupError(f"{target.name} does not handle {letter.message.type!r}; it handles {wanted}")
+        own = target is None or target.name == f"{letter.service}.{letter.handler}"
+        await dead.replay(letter, to=None if own or target is None else target.name)
+
+    return asyncio.run(acting.act(app, chosen, "replay", send, yes=yes, pause=pause))
+
+
+def _subscription(app: App, to: str) -> Subscription:
+    """Return the subscription that letters are sent to, and tell what it is."""
+    known = {h.subscription_name: h.subscription(app.events) for s in app.services for h in s.handlers}
+    if (found := known.get(to)) is None:
+        raise ConfigurationError(f"--to {to!r}: there is no such handler; there are {', '.join(known)}")
+    sources = [*found.patterns, *(f"queue {name}" for name in found.sources)]
+    tell(f"to {to}, which handles {', '.join(sources)}")
+    return found
+
+
+def edit(app: App, id: IdArgument, service: ServiceOption = None) -> None:
+    """Open a letter's body in $VISUAL or $EDITOR; what was saved goes to its handler, the letter stays as it was."""
+    editing.edit(app, id, service)
 
 
 def discard(
@@ -100,77 +148,41 @@ def discard(
     older_than: OlderOption = None,
     yes: YesOption = False,
 ) -> int:
-    """Close letters for good."""
+    """Close letters for good; `compact` erases them."""
     chosen = choice(ids, service, handler, type, reason, older_than)
-    return asyncio.run(_act(app, chosen, "discard", lambda dead, letter: dead.discard(letter), yes=yes))
+    return asyncio.run(acting.act(app, chosen, "discard", lambda dead, letter: dead.discard(letter), yes=yes))
 
 
-async def _found(app: App, chosen: Choice) -> list[Letter]:
-    async with _dead_letters() as dead:
-        return await find(app, dead, chosen)
+def export(
+    app: App,
+    file: FileArgument,
+    ids: IdsArgument = None,
+    service: ServiceOption = None,
+    handler: HandlerOption = None,
+    type: TypeOption = None,
+    reason: ReasonOption = None,
+    older_than: OlderOption = None,
+) -> None:
+    """Write open letters to a file, one line of JSON each, with all that `import` needs. They stay open."""
+    moving.export(app, file, choice(ids, service, handler, type, reason, older_than))
 
 
-async def _act(app: App, chosen: Choice, verb: str, action: Action, *, yes: bool) -> int:
-    async with _dead_letters() as dead:
-        found = await find(app, dead, chosen)
-        if not found:
-            typer.echo(f"nothing to {verb}: no open letter matches")
-            return 0
-        # a letter that is named is meant; what filters find may be more than whoever wrote them thinks
-        if (len(found) > 1 or not chosen.ids) and not yes and not _confirmed(verb, found):
-            tell(f"no letter was touched: {verb} was not confirmed")
-            return FAILED
-        return await _each(dead, found, verb, action)
+def import_letters(app: App, file: FileArgument) -> None:
+    """Keep the letters of a file as open ones, here or on another broker; what is open already is left out."""
+    moving.restore(app, file)
 
 
-def _confirmed(verb: str, found: Sequence[Letter]) -> bool:
-    places = Counter(f"{letter.service}.{letter.handler}" for letter in found)
-    told = ", ".join(f"{count} of {place}" for place, count in places.most_common())
-    question = logs.escape(f"{verb} {len(found)} dead letters ({told})?")
-    if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} There is no terminal to ask at: add --yes")
-    try:
-        with _interruptible():
-            return typer.confirm(question, err=True)
-    except typer.Abort as stopped:
-        raise KeyboardInterrupt from stopped
+def compact(app: App, service: Annotated[str, typer.Argument(help="The service.")], yes: YesOption = False) -> int:
+    """Erase the closed letters of a service for good. It may be cut off at any moment, and run again."""
+    (chosen,) = app.chosen(service)
+    if not yes and not acting.confirmed(f"erase the closed dead letters of {service} for good?"):
+        tell("nothing was erased: compact was not confirmed")
+        return FAILED
+    left, erased = asyncio.run(_compact(chosen.name))
+    typer.echo(f"compact: {erased} closed letters of {service} are erased, {left} open ones are left")
+    return 0
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a question at once: the event loop, which stands still meanwhile, would not hear of it."""
-    loops = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, loops)
-
-
-async def _each(dead: DeadLetters, found: Sequence[Letter], verb: str, action: Action) -> int:
-    """Act on one letter after the other, and tell how many were done, also where that is not all of them."""
-    done = 0
-    try:
-        for letter in found:
-            try:
-                await action(dead, letter)
-                done += 1
-            except Exception as error:
-                if code_of(error) != FAILED:
-                    raise
-                tell(f"{name(letter)}: {error}")
-    finally:
-        typer.echo(f"{verb}: {done} of {len(found)} done")
-    return 0 if done == len(found) else FAILED
-
-
-@asynccontextmanager
-async def _dead_letters() -> AsyncIterator[DeadLetters]:
-    settings = environment.read()
-    if not settings.url or urlsplit(settings.url).scheme == "memory":
-        raise ConfigurationError(
-            "dead letters are kept by a broker: set BUS_URL, such as amqp://guest:guest@localhost/"
-        )
-    # what the broker refuses is told by the command itself
-    logs.configure("error", "text")
-    async with client.transport(settings) as transport:
-        yield transport.dead_letters
+async def _compact(service: str) -> tuple[int, int]:
+    async with dead_letters() as dead:
+        return await dead.compact(service)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, fields
+from datetime import UTC
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import orjson
 
 from ..message import Message
-from ..outcome import Letter
+from ..outcome import Letter, Mark
 from .choice import name
 from .screen import block, show, text
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_ROWS: Final = 200
+CLOSING: Final = ("replayed", "edited", "discarded")
 FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 SHOWN_APART: Final = {"body", "headers", "problems"}
 
@@ -30,40 +31,63 @@ def place(letter: Letter) -> str:
     return f"{frames[-1][0].rpartition('/')[2]}:{frames[-1][1]} in {frames[-1][2]}" if frames else ""
 
 
-def show_list(letters: Sequence[Letter]) -> None:
+Group: TypeAlias = tuple[str, str, str, str]
+
+
+@dataclass(slots=True)
+class Listing:
+    """What a list shows: the groups of all letters, and the rows of the oldest; the letters themselves are not kept."""
+
+    count: int = 0
+    groups: Counter[Group] = field(default_factory=Counter)
+    rows: list[tuple[object, ...]] = field(default_factory=list)
+
+    def add(self, letter: Letter) -> None:
+        """Count a letter."""
+        failure = letter.failure
+        self.count += 1
+        self.groups[f"{letter.service}.{letter.handler}", failure.reason, failure.error_type, place(letter)] += 1
+        if len(self.rows) < MOST_ROWS:
+            at = f"{failure.last_failed_at:%Y-%m-%d %H:%M:%S}"
+            error = " ".join(f"{failure.error_type}: {failure.error}".split())[:200] + _state(letter)
+            self.rows.append((name(letter), letter.handler, letter.message.type, failure.attempts, at, error))
+
+
+def _state(letter: Letter) -> str:
+    again = f" (failed again × {letter.failed_again})" if letter.failed_again else ""
+    closing = [mark for mark in letter.history if mark.kind in CLOSING]
+    return again + (f" ({closing[-1].kind} by {closing[-1].operator})" if letter.closed and closing else "")
+
+
+def show_list(listing: Listing) -> None:
     """Print the groups, then the letters."""
-    if not letters:
+    if not listing.count:
         show(text("There are no open dead letters that match."))
         return
-    title = "The letters" if len(letters) <= MOST_ROWS else f"The oldest {MOST_ROWS} letters; --json has all"
+    title = "The letters" if listing.count <= MOST_ROWS else f"The oldest {MOST_ROWS} letters; --json has all"
     show(
-        text(f"{len(letters)} dead letters, by exception and place", "bold"),
-        _groups(letters),
+        text(f"{listing.count} dead letters, by exception and place", "bold"),
+        _groups(listing),
         text(title, "bold"),
-        _rows(letters[:MOST_ROWS]),
+        _rows(listing),
     )
 
 
-def _groups(letters: Sequence[Letter]) -> Table:
+def _groups(listing: Listing) -> Table:
     from rich.table import Table
 
-    counts = Counter((f"{x.service}.{x.handler}", x.failure.reason, x.failure.error_type, place(x)) for x in letters)
     table = Table("count", "handler", "reason", "exception", "place")
-    for group, count in counts.most_common():
+    for group, count in listing.groups.most_common():
         table.add_row(str(count), *map(text, group))
     return table
 
 
-def _rows(letters: Sequence[Letter]) -> Table:
+def _rows(listing: Listing) -> Table:
     from rich.table import Column, Table
 
     table = Table(Column("letter", no_wrap=True), "handler", "type", "attempts", "last failed (UTC)", "error")
-    for letter in letters:
-        failure = letter.failure
-        again = f" (failed again × {letter.failed_again})" if letter.failed_again else ""
-        at = f"{failure.last_failed_at:%Y-%m-%d %H:%M:%S}"
-        error = " ".join(f"{failure.error_type}: {failure.error}".split())[:200] + again
-        table.add_row(*map(text, (name(letter), letter.handler, letter.message.type, failure.attempts, at, error)))
+    for row in listing.rows:
+        table.add_row(*map(text, row))
     return table
 
 
@@ -73,6 +97,7 @@ def show_one(letter: Letter) -> None:
     told = {
         "letter": name(letter),
         "handler": f"{letter.service}.{letter.handler}",
+        "state": "closed" if letter.closed else "open",
         "reason": failure.reason,
         "error": f"{failure.error_type}: {failure.error}",
         "place": place(letter),
@@ -86,10 +111,18 @@ def show_one(letter: Letter) -> None:
         **{f"problem {number}": problem for number, problem in enumerate(message.problems, 1)},
     }
     parts = [text(f"{key:22} ", "bold") + text(value) for key, value in told.items()]
+    if letter.history:
+        parts += [text("history (UTC)", "bold"), *(text(_told(mark)) for mark in letter.history)]
     parts += [text(f"body ({len(message.body)} bytes)", "bold"), block(_body(message.body))]
     if failure.traceback:
         parts += [text("traceback", "bold"), block(failure.traceback)]
     show(*parts, wrap=False)
+
+
+def _told(mark: Mark) -> str:
+    to = {"edited": ", sent as ", "replayed": ", to "}.get(mark.kind, "") + mark.to if mark.to else ""
+    by = f" by {mark.operator}" if mark.operator and not mark.kind.startswith("failed") else f" in {mark.operator}"
+    return f"  {mark.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} {mark.kind}{by if mark.operator else ''}{to}"
 
 
 def _attributes(message: Message) -> dict[str, object]:

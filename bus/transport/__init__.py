@@ -6,7 +6,7 @@ calls a handler. Everything here runs on one event loop. Whatever may wait can b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -133,21 +133,51 @@ class Consumer(Protocol):
 
 
 class DeadLetters(Protocol):
-    """The dead letters of services: an operator's tool."""
+    """The dead letters of services: an operator's tool. Looking changes nothing, however often.
 
-    def browse(self, service: str) -> AsyncIterator[Letter]:
-        """Yield the open letters of a service as of now, oldest first. Changes nothing, however often."""
+    Each verb raises BusUnavailable where the broker does not answer in time, and AccessRefused without the right.
+    """
+
+    def browse(self, service: str, *, closed: bool = False) -> AsyncIterator[Letter]:
+        """Yield the open letters of a service as of now, or all that are kept, oldest first.
+
+        They are read as they are asked for, so that any number of them fits into memory.
+        """
         ...
 
-    async def replay(self, letter: Letter) -> None:
+    async def replay(self, letter: Letter, *, to: str | None = None) -> None:
         """Send the letter back to the handler that gave up on it, as attempt 1, and close it.
 
-        Raises Unroutable when that handler's queue is gone, and LookupError when the letter is not open any more.
+        `to` is another subscription (`service.handler`) to send it to. Raises Unroutable when that queue is gone, and
+        LookupError when the letter is not open any more, or when somebody else acts on it.
+        """
+        ...
+
+    async def edit(self, letter: Letter, body: bytes) -> Message:
+        """Send a message with another body to the letter's handler, and close the letter, which stays as it was.
+
+        It is another fact, so it has another id, made from the old one and the body, and the old message as its
+        cause. Returns it; raises as `replay` does.
         """
         ...
 
     async def discard(self, letter: Letter) -> None:
-        """Close the letter for good. Raises LookupError when it is not open any more."""
+        """Close the letter for good. Raises LookupError as `replay` does."""
+        ...
+
+    async def packed(self, letter: Letter) -> Mapping[str, object]:
+        """Return everything that is needed to restore the letter, on this broker or another, as values of JSON."""
+        ...
+
+    async def restore(self, service: str, packed: Mapping[str, object]) -> bool:
+        """Keep a packed letter as an open one; return False where it is open already. Raises ValueError for garbage."""
+        ...
+
+    async def compact(self, service: str) -> tuple[int, int]:
+        """Erase the closed letters for good; return how many are left, and how many were erased.
+
+        It may be cut off at any moment and run again. Raises LookupError where it is under way elsewhere.
+        """
         ...
 
 

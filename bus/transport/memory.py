@@ -10,15 +10,16 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Self, assert_never
 
 from ..errors import DeliveryLost, Fate, Unroutable
 from ..message import Message, Outgoing
-from ..outcome import Ack, DeadLetter, Letter, Outcome, Release, Retry
+from ..outcome import Ack, DeadLetter, Outcome, Release, Retry
 from ..topic import matches_any
 from . import Subscription
+from .memory_letters import MemoryDeadLetters
 
 
 SUSPECT: Final = 2
@@ -245,58 +246,6 @@ class MemoryConsumer:
         return len(self._unsettled)
 
 
-@dataclass(slots=True)
-class MemoryDeadLetters:
-    """The dead letters of a memory transport, by service."""
-
-    _transport: MemoryTransport
-    _open: dict[str, Letter] = field(default_factory=dict)
-    _replayed: dict[tuple[str, str], int] = field(default_factory=dict)
-    _next: int = 0
-
-    def add(self, message: Message, outcome: DeadLetter) -> None:
-        """Keep a letter."""
-        failure = outcome.failure
-        place = (f"{failure.service}.{failure.handler}", message.id)
-        letter = Letter(
-            id=f"0-{self._next}",
-            service=failure.service,
-            handler=failure.handler,
-            message=message,
-            failure=replace(failure, exception=None),
-            failed_again=self._replayed.get(place, 0),
-        )
-        self._open[letter.id] = letter
-        self._next += 1
-
-    def open(self) -> list[Letter]:
-        """Return the open letters of all services, oldest first."""
-        return list(self._open.values())
-
-    async def browse(self, service: str) -> AsyncIterator[Letter]:
-        """Yield the open letters of a service as of now."""
-        for letter in [letter for letter in self._open.values() if letter.service == service]:
-            yield letter
-
-    async def replay(self, letter: Letter) -> None:
-        """Send the letter back to the handler that gave up on it."""
-        self._require_open(letter)
-        address = f"{letter.service}.{letter.handler}"
-        await self._transport.publish([Outgoing(letter.message, address=address)])
-        place = (address, letter.message.id)
-        self._replayed[place] = self._replayed.get(place, 0) + 1
-        del self._open[letter.id]
-
-    async def discard(self, letter: Letter) -> None:
-        """Close the letter for good."""
-        self._require_open(letter)
-        del self._open[letter.id]
-
-    def _require_open(self, letter: Letter) -> None:
-        if letter.id not in self._open:
-            raise LookupError(f"dead letter {letter.id} of {letter.service} is not open any more")
-
-
 class MemoryTransport:
     """Keeps every queue in this process. What a crash of the process would lose is lost."""
 
@@ -304,7 +253,7 @@ class MemoryTransport:
         self.on_sent: Callable[[Outgoing], None] = lambda _: None
         self.on_settled: Callable[[], None] = lambda: None
         self.queues: dict[str, MemoryQueue] = {}
-        self._dead_letters = MemoryDeadLetters(self)
+        self._dead_letters = MemoryDeadLetters(self.publish)
         self._positions = 0
         self._begun: Counter[int] = Counter()
         self._delayed: dict[int, asyncio.TimerHandle] = {}

@@ -17,6 +17,8 @@ class Proxy:
         self.connections = 0
         self.forwarded = 0
         self._target = target
+        self.delay = 0.0
+        """Seconds that what comes from the broker is late."""
         self._refusing = False
         self._cut_after: int | None = None
         self._flowing = {"up": asyncio.Event(), "down": asyncio.Event()}
@@ -82,6 +84,8 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(65536):
                 await self._flowing[direction].wait()
+                if direction == "down" and self.delay:
+                    await asyncio.sleep(self.delay)
                 if self._cut_after is not None and self.forwarded + len(data) > self._cut_after:
                     writer.write(data[: max(self._cut_after - self.forwarded, 0)])
                     self._cut_after = None

@@ -59,9 +59,13 @@ def twice(log: Log[Message]) -> Service:
 
 
 FORGED = [
-    [(b"tidegate-mark", string("discarded")), (b"tidegate-letter", string("0-0"))],
-    [(b"tidegate-mark", string("replayed")), (b"tidegate-letter", string("0-0"))],
-    [(b"tidegate-mark", string("claim")), (b"tidegate-letter", string("0-0")), (b"tidegate-at", string("2001-01-01"))],
+    [(b"tidegate-letter-mark", string("discarded")), (b"tidegate-letter-id", string("0-0"))],
+    [(b"tidegate-letter-mark", string("replayed")), (b"tidegate-letter-id", string("0-0"))],
+    [
+        (b"tidegate-letter-mark", string("claim")),
+        (b"tidegate-letter-id", string("0-0")),
+        (b"tidegate-letter-at", string("2001-01-01")),
+    ],
     [(b"tidegate-wrapped", b"t\x01")],
     [(b"tidegate-nested", string("{")), (b"a", array(whole(1)))],
     [(b"tidegate-failure-handler", string("spy")), (b"tidegate-failure-attempts", string("9" * 5000))],

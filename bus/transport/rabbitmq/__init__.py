@@ -6,8 +6,14 @@ Two planes: aio-pika declares, browses and administers on short-lived connection
     wire.py        frames as bytes                delay.py         the cascade behind delays
     link.py        one connection                 envelope.py      a message as headers, and back
     channel.py     one channel; acks.py           copies.py        retries, dead letters, replays
-    supervisor.py  keeps a link alive             dead_letters.py  the stream of a service's dead letters
+    supervisor.py  keeps a link alive             dead_letters.py  dead letters, as an operator has them
     publisher.py   confirmed publishing           consumer.py      feeds; delivery.py settles
+
+Dead letters are a stream of letters and marks for each service:
+
+    stream.py      reads and stores               fold.py          what the entries come to; pure
+    records.py     one entry, read                desk.py          one service's letters; claims and marks
+    compaction.py  erases what is closed
 """
 
 from .transport import RabbitMQTransport

@@ -25,11 +25,18 @@ NESTED: Final = "tidegate-nested"
 """JSON of the original headers that are tables or arrays, which streams drop."""
 WRAPPED: Final = "tidegate-wrapped"
 """Says that the body holds the original's content header and body."""
+STREAM_OFFSET: Final = "x-stream-offset"
+OF_STREAMS: Final = "tidegate-letter"
+"""What the headers begin with that only streams of dead letters have."""
+REPLAY: Final = "tidegate-letter-replay"
+"""Tells one replay of a message from the next, where the broker, which keeps no time, dead-letters it again."""
 OWN: Final = "tidegate-"
-LASTING: Final = (HOPS, ROUTING_KEY, MADE_ID)
+LASTING: Final = (HOPS, ROUTING_KEY, MADE_ID, REPLAY)
 """Headers of ours that belong to the message itself; every other is of one copy, or forged."""
 MOST_COPIED: Final = 64_000
 """Bytes of properties that a dead letter may have: 140 kB were seen to close the connection."""
+ROOM: Final = 4_000
+"""Bytes that a dead letter may grow by on its way from one stream into another."""
 LONGEST_NAME: Final = 255
 MOST_MOVED: Final = 100
 """Headers that are moved for their `x-` alone; nobody's broker knows more, and each has a longer name then."""
@@ -84,8 +91,11 @@ def unwrapped(headers: Mapping[str, Any], raw: bytes, body: bytes) -> tuple[byte
         return raw, body  # somebody else's header
 
 
-def replay(raw: bytes, headers: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Return flags and properties of a replayed letter, what it was before it failed; `headers` are the letter's."""
+def replay(raw: bytes, headers: Mapping[str, Any], token: str) -> tuple[int, bytes]:
+    """Return flags and properties of a replayed letter, what it was before it failed; `headers` are the letter's.
+
+    The token tells this replay from others.
+    """
     properties = _safe(raw)
     original = properties.get("headers", {})
     kept = {name: value for name, value in original.items() if _lasts(name)}
@@ -97,7 +107,34 @@ def replay(raw: bytes, headers: Mapping[str, Any]) -> tuple[int, bytes]:
         except (ValueError, TypeError):
             pass  # somebody else's header
     kept |= {name: headers[name] for name in (ROUTING_KEY, MADE_ID) if name in headers}
+    kept[REPLAY] = token
     return encode({**properties, "headers": _movable(kept), "delivery_mode": 2})
+
+
+def carried(
+    raw: bytes, body: bytes, message: Message, failure: Failure, added: Mapping[str, Any]
+) -> tuple[int, bytes, bytes]:
+    """Return flags, properties and body of a dead letter that goes from one stream into another, as it is.
+
+    `raw` and `body` are the entry's own. `added` headers say what the streams know of it.
+    """
+    properties = _safe(raw)
+    headers = properties.get("headers", {})
+    record = {RECORD + name.replace("_", "-"): value for name, value in record_of(failure).items()}
+    made = {MADE_ID: message.id} if message.id_made_up else {}
+    left_out = (RECORD, OF_STREAMS, STREAM_OFFSET)
+    kept = {name: value for name, value in headers.items() if not name.startswith(left_out)}
+    kept |= _moved_aside(properties)
+    nested = {name: value for name, value in kept.items() if isinstance(value, dict | list)}
+    beside = {NESTED: _json(nested)} if nested else {}
+    told = {**_movable({**kept, **beside}), **record, **made, **added}
+    flags, copied = encode({**properties, "headers": told, "delivery_mode": 2})
+    if len(copied) <= MOST_COPIED + ROOM:
+        return flags, copied, body
+    whole = _json({"header": b64encode(raw).decode(), "body": b64encode(body).decode()})
+    key = {name: headers[name] for name in (ROUTING_KEY,) if name in headers}
+    told = {**record, **key, **added, WRAPPED: True, MADE_ID: message.id}
+    return *encode({"headers": told, "message_id": message.id, "delivery_mode": 2}), whole.encode()
 
 
 def record_of(failure: Failure) -> dict[str, str]:
@@ -144,10 +181,14 @@ def _copy(raw: bytes, message: Message, routing_key: str, added: Mapping[str, An
     headers.pop(MADE_ID, None)
     if message.id_made_up:
         headers[MADE_ID] = message.id
-    for name in MOVED_PROPERTIES:
-        if name in properties and (name != "type" or properties[name] == AMQP_10):
-            headers[ORIGINAL_PREFIX + name] = properties.pop(name)
+    headers |= _moved_aside(properties)
     return encode({**properties, "headers": _movable({**headers, **added}), "delivery_mode": 2})
+
+
+def _moved_aside(properties: dict[str, Any]) -> dict[str, Any]:
+    """Take the properties that would change what the broker does, and return them as headers."""
+    harmful = [n for n in MOVED_PROPERTIES if n in properties and (n != "type" or properties[n] == AMQP_10)]
+    return {ORIGINAL_PREFIX + name: properties.pop(name) for name in harmful}
 
 
 def _lasts(name: str) -> bool:

@@ -7,349 +7,180 @@ carries the original's headers byte for byte.
 
 from __future__ import annotations
 
-import asyncio
-import getpass
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from pamqp import commands
-
 from ... import clock
-from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
-from ...message import ATTEMPT, FIRST_FAILED_AT, MADE_ID, ROUTING_KEY, Ids
-from ...outcome import Failure, Letter
-from . import copies, envelope, wire
+from ...errors import BusUnavailable, Unroutable
+from ...message import HOPS, MADE_ID, ORIGINAL_PREFIX, Ids, Message
+from ...outcome import Letter
+from ...packing import base64, edited, pack, unpack
+from . import copies, envelope, records, wire
 from .address import Address
-from .channel import Channel, ChannelClosed, LinkLost, Parcel, Received
-from .link import Link, LinkRefused
+from .channel import Parcel
+from .compaction import compact
+from .desk import TRIES, Desk, operator
+from .fold import AT, DISCARDED, EDITED, FAILED_AGAIN, KEY, LETTER, OPERATOR, REPLAYED, TOKEN, TURN, Fold, Row
+from .records import ENTRY_KEY, Entry
+from .stream import Gone, Streams
 from .topology import Names
 
 
-GENERATION: Final = 0
-MARK: Final = "tidegate-mark"
-LETTER: Final = "tidegate-letter"
-OPERATOR: Final = "tidegate-operator"
-AT: Final = "tidegate-at"
-TOKEN: Final = "tidegate-token"
-CLAIM, RELEASED, REPLAYED, DISCARDED = "claim", "released", "replayed", "discarded"
-CLAIM_LASTS: Final = timedelta(minutes=5)
-PREFETCH: Final = 1_000
-ONE: Final = 20
-"""Prefetch where one entry is wanted: a stream is read from the start of a chunk."""
-QUIET: Final = 0.3
-"""Seconds without an entry after which the last chunk of a stream counts as read, once a listing."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One entry of the stream."""
-
-    offset: int
-    properties: dict[str, Any]
-    headers: dict[str, Any]
-    received: Received
-    exchange: str
-    key: str
-
-    @property
-    def is_mark(self) -> bool:
-        """Whether it is a mark: those are sent to the stream alone, and what dies comes by its exchange."""
-        return MARK in self.headers and not self.exchange
-
-    @property
-    def told_by_worker(self) -> bool:
-        """Whether a worker wrote it; of what the broker dead-letters by itself, headers like ours are a stranger's."""
-        return not any(name.startswith("x-first-death-") for name in self.headers)
-
-
-@dataclass(slots=True)
-class Fold:
-    """The open letters of a service after every entry before `next`."""
-
-    service: str
-    prefix: str
-    next: int = 0
-    open: dict[str, Letter] = field(default_factory=dict)
-    claims: dict[str, tuple[str, datetime]] = field(default_factory=dict)
-    _seen: dict[tuple[str, str, datetime, int], str] = field(default_factory=dict)
-    _replayed: dict[tuple[str, str], int] = field(default_factory=dict)
-    _latest: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    def add(self, entry: Entry) -> None:
-        """Take the next entry; one that was taken before changes nothing."""
-        if entry.offset < self.next:
-            return
-        self.next = entry.offset + 1
-        if entry.is_mark:
-            self._mark(entry)
-            return
-        letter = self._letter(entry)
-        # strangers use an id more than once, and the broker tells no time of its own
-        copy = (letter.handler, letter.message.id, letter.failure.last_failed_at, hash(entry.received.body))
-        if self._seen.setdefault(copy, letter.id) == letter.id:
-            place = (letter.handler, letter.message.id)
-            self.open[letter.id] = replace(letter, failed_again=self._replayed.get(place, 0))
-            self._latest[place] = letter.id
-
-    def _mark(self, entry: Entry) -> None:
-        kind, id = entry.headers[MARK], str(entry.headers.get(LETTER))
-        token, at = str(entry.headers.get(TOKEN)), copies.moment(entry.headers.get(AT), clock.now())
-        if kind == CLAIM:
-            holder = self.claims.get(id)
-            if holder is None or at - holder[1] > CLAIM_LASTS:
-                self.claims[id] = (token, at)
-        elif kind == RELEASED:
-            self.claims.pop(id, None)
-        elif (letter := self.open.pop(id, None)) is not None and kind == REPLAYED:
-            place = (letter.handler, letter.message.id)
-            times = self._replayed[place] = self._replayed.get(place, 0) + 1
-            # it may have failed again before this mark was written
-            if (again := self.open.get(self._latest[place])) is not None:
-                self.open[again.id] = replace(again, failed_again=times)
-
-    def _letter(self, entry: Entry) -> Letter:
-        raw, body = _original(entry)
-        key = entry.key if not isinstance(told := entry.headers.get(ROUTING_KEY), str) else told
-        message = envelope.decode(raw, body, key, ours=False).message
-        if message.id_made_up and isinstance(made := entry.headers.get(MADE_ID), str):
-            message = replace(message, id=made)
-        failure = _failure(entry, self.service, self.prefix, message.time)
-        return Letter(
-            id=f"{GENERATION}-{entry.offset}",
-            service=self.service,
-            handler=failure.handler,
-            message=message,
-            failure=failure,
-        )
+CLOUDEVENTS_CONTENT: Final = "application/cloudevents"
 
 
 class RabbitMQDeadLetters:
-    """Browses, replays and discards; every call opens a link of its own and closes it.
-
-    What a listing came to is kept, so that acting on each of its letters reads on from there: read from the letter on,
-    a thousand letters would cost a million entries.
-    """
+    """The dead letters of every service, over one link that is opened when it is first needed."""
 
     def __init__(self, addresses: Sequence[Address], names: Names, timeout: float) -> None:
-        self._addresses = addresses
         self._names = names
-        self._timeout = timeout
+        self._streams = Streams(addresses, timeout)
         self._make_token = Ids()
-        self._folds: dict[str, Fold] = {}
+        self._desks: dict[str, Desk] = {}
 
-    async def browse(self, service: str) -> AsyncIterator[Letter]:
-        """Yield the open letters as of now, oldest first; a service that never ran has none."""
-        fold = self._fold(service)
-        async with self._link() as link:
-            last = await self._last(link, service)
-            if last is None:
+    async def aclose(self) -> None:
+        """Close the link."""
+        await self._streams.aclose()
+
+    def _desk(self, service: str) -> Desk:
+        if service not in self._desks:
+            self._desks[service] = Desk(self._streams, self._names, service)
+        return self._desks[service]
+
+    async def browse(self, service: str, *, closed: bool = False) -> AsyncIterator[Letter]:
+        """Yield the letters as of now, oldest first; a service that never ran has none."""
+        desk, done = self._desk(service), set[bytes]()
+        async with self._streams.told():
+            for _ in range(TRIES):
+                async with desk.lock:
+                    fold = await desk.look()
+                rows = [row for row in fold.rows.values() if row.key not in done and (closed or fold.is_open(row))]
+                try:
+                    async for row, entry in desk.entries(rows):
+                        done.add(row.key)
+                        desk.last = (row.key, entry)
+                        yield _letter(fold, row, entry)
+                except Gone:
+                    continue
                 return
-            async for entry in self._read(link, service, "first"):
-                fold.add(entry)
-                if entry.offset >= last:
-                    break
-        self._folds[service] = fold
-        for letter in list(fold.open.values()):
-            yield letter
+            raise BusUnavailable(f"the dead letters of {service} were compacted {TRIES} times meanwhile", {})
 
-    async def replay(self, letter: Letter) -> None:
-        """Send the letter back to its handler's queue as attempt 1, confirmed, and mark it as replayed."""
-        async with self._claimed(letter) as (channel, entry):
-            raw, body = _original(entry)
-            flags, properties = copies.replay(raw, entry.headers if entry.told_by_worker else {})
-            queue = self._names.of(f"{letter.service}.{letter.handler}")
-            await self._store(channel, Parcel(letter.message.id, "", queue, flags, properties, body, mandatory=True))
-            await self._append(channel, letter, REPLAYED, "")
+    async def replay(self, letter: Letter, *, to: str | None = None) -> None:
+        """Send the letter to its handler's queue, or to another's, as attempt 1, and mark it as replayed."""
+        queue = self._names.of(to or f"{letter.service}.{letter.handler}")
+
+        def copy(row: Row, entry: Entry, token: str) -> Parcel:
+            raw, body = entry.original
+            flags, properties = copies.replay(raw, entry.told, token)
+            return Parcel(letter.message.id, "", queue, flags, properties, body, mandatory=True)
+
+        await self._act(letter, REPLAYED, copy, to or "")
+
+    async def edit(self, letter: Letter, body: bytes) -> Message:
+        """Send a message with another body to the letter's handler, and mark the letter as edited."""
+        subscription = f"{letter.service}.{letter.handler}"
+        message = edited(letter, body)
+
+        def copy(row: Row, entry: Entry, token: str) -> Parcel:
+            raw, _ = entry.original
+            flags, properties = copies.replay(raw, entry.told, token)
+            headers = wire.properties(bytes(12) + flags.to_bytes(2, "big") + properties).get("headers", {})
+            known = (*envelope.ATTRIBUTES, HOPS, MADE_ID)
+            others = {name: value for name, value in headers.items() if name not in known}
+            plain = replace(message, headers={})
+            return Parcel(
+                message.id,
+                "",
+                self._names.of(subscription),
+                envelope.FLAGS,
+                envelope.encode(plain, others),
+                body,
+                mandatory=True,
+            )
+
+        place = records.digest(f"{letter.handler}\n{message.id}")
+        await self._act(letter, EDITED, copy, message.id, place)
+        return message
 
     async def discard(self, letter: Letter) -> None:
         """Mark the letter as discarded."""
-        async with self._claimed(letter) as (channel, _):
-            await self._append(channel, letter, DISCARDED, "")
+        await self._act(letter, DISCARDED)
 
-    def _fold(self, service: str, next: int = 0) -> Fold:
-        return Fold(service, self._names.of(""), next)
-
-    @asynccontextmanager
-    async def _claimed(self, letter: Letter) -> AsyncIterator[tuple[Channel, Entry]]:
-        """Claim the letter; yield a channel and its entry. Raises LookupError if it is closed or another's."""
-        token = self._make_token()
-        async with self._link() as link:
-            channel = await link.channel(confirm=True)
-            await self._append(channel, letter, CLAIM, token)
-            offset = int(letter.id.partition("-")[2])
-            fold = self._folds.get(letter.service) or self._fold(letter.service, offset)
-            async for entry in self._read(link, letter.service, fold.next):
-                fold.add(entry)
-                if entry.headers.get(TOKEN) == token:
-                    break
-            if letter.id not in fold.open:
-                raise LookupError(f"dead letter {letter.id} of {letter.service} is not open any more")
-            if fold.claims[letter.id][0] != token:
-                raise LookupError(f"dead letter {letter.id} of {letter.service} is being handled by somebody else")
+    async def _act(self, letter: Letter, kind: str, copy: Any = None, to: str = "", to_place: bytes = b"") -> None:
+        async with self._streams.told():
             try:
-                yield channel, await self._entry(link, letter.service, offset)
-            except Exception:
-                await self._append(channel, letter, RELEASED, token)
-                raise
+                await self._desk(letter.service).act(letter, kind, copy, to, to_place)
+            except Unroutable as error:
+                raise Unroutable(f"{error}; is the handler renamed or removed?", {}) from error
 
-    async def _append(self, channel: Channel, letter: Letter, mark: str, token: str) -> None:
-        headers = {
-            MARK: mark,
-            LETTER: letter.id,
-            OPERATOR: getpass.getuser(),
-            AT: clock.now().isoformat(),
-            TOKEN: token,
+    async def packed(self, letter: Letter) -> Mapping[str, object]:
+        """Return the letter as values of JSON, the entry's own bytes among them."""
+        desk = self._desk(letter.service)
+        async with self._streams.told(), desk.lock:
+            row = await desk.known(letter)
+            entry = await desk.entry(row)
+        told: dict[str, object] = {
+            "header": b64encode(entry.received.header).decode(),
+            "key": entry.first_key,
+            "identity": row.key.hex(),
         }
-        flags, properties = copies.encode({"headers": headers, "delivery_mode": 2})
-        stream = self._names.dead(letter.service)
-        await self._store(channel, Parcel(letter.id, "", stream, flags, properties, b"", mandatory=True))
+        if entry.headers.get(copies.WRAPPED):
+            told["body_base64"] = b64encode(entry.received.body).decode()
+        return {**pack(letter), "entry": told}
 
-    async def _store(self, channel: Channel, parcel: Parcel) -> None:
-        try:
-            batch = channel.publish([parcel])
-        except wire.Malformed as error:
-            raise PublishRefused(f"its headers do not fit into a frame: {error}", {parcel.id: Fate.REFUSED}) from error
-        try:
-            async with asyncio.timeout(self._timeout):
-                fate = (await batch.future)[0]
-        except TimeoutError:
-            fate = Fate.UNKNOWN
-        fates = {parcel.id: fate}
-        if fate is Fate.UNROUTABLE:
-            raise Unroutable(f"there is no queue {parcel.key!r}; is the handler renamed or removed?", fates)
-        if fate is Fate.REFUSED:
-            raise PublishRefused(f"the broker refused to store into {parcel.key!r}", fates)
-        if fate is Fate.UNKNOWN:
-            raise BusUnavailable(f"no confirm for {parcel.key!r} within {self._timeout:g} s", fates)
+    async def restore(self, service: str, packed: Mapping[str, object]) -> bool:
+        """Put a packed letter into the stream, unless it is there and open."""
+        letter = unpack(packed)
+        told = packed.get("entry")
+        identity = records.identity(letter.message, letter.failure, {})[0]
+        header, body, key = b"", letter.message.body, f"{service}.{letter.handler}"
+        if isinstance(told, dict):
+            header, key = base64(told, "header"), str(told.get("key"))
+            identity = bytes.fromhex(str(told.get("identity")))
+            body = base64(told, "body_base64") if "body_base64" in told else body
+        else:
+            properties = envelope.encode(replace(letter.message, headers=_movable(letter.message.headers)))
+            header = bytes(12) + envelope.FLAGS.to_bytes(2, "big") + properties
+        desk = self._desk(service)
+        async with self._streams.told(), desk.lock:
+            fold = await desk.look()
+            row = fold.rows.get(identity)
+            if row is not None and fold.is_open(row):
+                return False
+            added = {KEY: identity.hex(), TURN: fold.next_turn(identity), ENTRY_KEY: key, TOKEN: self._make_token()}
+            added |= {OPERATOR: operator(), AT: clock.now().isoformat(), FAILED_AGAIN: _whole(packed)}
+            added |= {LETTER: row.id} if row else {}
+            await desk.put(letter.message.id, *copies.carried(header, body, letter.message, letter.failure, added))
+        return True
 
-    async def _last(self, link: Link, service: str) -> int | None:
-        """Return the offset of the last entry, None where there is none."""
-        channel = await link.channel()
-        try:
-            declared = await channel.rpc(commands.Queue.Declare(queue=self._names.dead(service), passive=True))
-        except ChannelClosed as error:
-            if error.code == 404:
-                return None
-            raise
-        await channel.aclose()
-        last, reading = None, self._read(link, service, "last")
-        wait = self._timeout if declared.message_count else QUIET
-        try:
-            while True:
-                async with asyncio.timeout(wait):
-                    last = (await anext(reading)).offset
-                wait = QUIET
-        except TimeoutError:
-            return last
-        finally:
-            await reading.aclose()
-
-    async def _entry(self, link: Link, service: str, offset: int) -> Entry:
-        reading = self._read(link, service, offset, ONE)
-        try:
-            return await anext(reading)
-        finally:
-            await reading.aclose()
-
-    async def _read(
-        self, link: Link, service: str, offset: str | int, prefetch: int = PREFETCH
-    ) -> AsyncGenerator[Entry, None]:
-        channel = await link.channel()
-        inbox: asyncio.Queue[Received | None] = asyncio.Queue()
-        channel.on_delivery = inbox.put_nowait
-        channel.on_end = lambda: inbox.put_nowait(None)
-        try:
-            await channel.rpc(commands.Basic.Qos(prefetch_count=prefetch))
-            await channel.rpc(
-                commands.Basic.Consume(queue=self._names.dead(service), arguments={"x-stream-offset": offset})
-            )
-            while (received := await inbox.get()) is not None:
-                tag, _, exchange, key = wire.delivered(received.method)
-                channel.settle(tag)
-                properties = wire.properties(received.header)
-                headers = properties.get("headers", {})
-                # a stream is read from the start of a chunk, so what comes first may be older than asked for
-                if not isinstance(offset, int) or headers["x-stream-offset"] >= offset:
-                    yield Entry(headers["x-stream-offset"], properties, headers, received, exchange, key)
-            raise BusUnavailable(f"the connection was lost while reading: {channel.error}", {})
-        finally:
-            channel.on_end = lambda: None
-            await channel.aclose()
-
-    @asynccontextmanager
-    async def _link(self) -> AsyncIterator[Link]:
-        reasons = []
-        for address in self._addresses:
-            try:
-                link = await Link.connect(address)
-            except LinkRefused as error:
-                raise AccessRefused(str(error)) from error
-            except LinkLost as error:
-                reasons.append(str(error))
-                continue
-            try:
-                yield link
-            except ConnectionError as error:
-                if isinstance(error, ChannelClosed) and error.code == 403:
-                    raise AccessRefused(f"{error.text}; it needs the right to read and to write") from error
-                raise BusUnavailable(f"the connection was lost: {error}", {}) from error
-            finally:
-                await link.aclose()
-            return
-        raise BusUnavailable("no broker answers: " + "; ".join(reasons), {})
+    async def compact(self, service: str) -> tuple[int, int]:
+        """Carry the open letters into a new generation of the stream, and delete the older ones."""
+        desk = self._desk(service)
+        async with self._streams.told(), desk.lock:
+            return await compact(desk, self._streams, self._names)
 
 
-def _original(entry: Entry) -> tuple[bytes, bytes]:
-    """Return the content header and the body of what died."""
-    received = entry.received
-    if not entry.told_by_worker:
-        return received.header, received.body
-    return copies.unwrapped(entry.headers, received.header, received.body)
-
-
-def _failure(entry: Entry, service: str, prefix: str, at: datetime) -> Failure:
-    """Return the record that the handler's worker left, or what can be told where the broker gave up by itself."""
-    headers = entry.headers if entry.told_by_worker else {}
-    record = {
-        name.removeprefix(copies.RECORD).replace("-", "_"): str(value)
-        for name, value in headers.items()
-        if name.startswith(copies.RECORD)
-    } or _told_by_broker(entry)
-    place = entry.key.removeprefix(prefix).rpartition(".")[2]
-    # what came by the exchange of dead letters has its handler's key, and a stranger's record may name another
-    handler = place if entry.exchange else record.get("handler") or place
-    reason: Any = record.get("reason", "broker")
-    return Failure(
-        service=service,
-        handler=handler,
-        reason=reason,
-        error_type=record.get("error_type", ""),
-        error=record.get("error", ""),
-        traceback=record.get("traceback", ""),
-        attempts=_count(record.get("attempts", "")),
-        first_failed_at=copies.moment(record.get("first_failed_at"), at),
-        last_failed_at=copies.moment(record.get("last_failed_at"), at),
-        worker=record.get("worker", ""),
+def _letter(fold: Fold, row: Row, entry: Entry) -> Letter:
+    message, failure = records.read(entry, fold.service, fold.prefix)
+    return Letter(
+        id=row.id,
+        service=fold.service,
+        handler=failure.handler,
+        message=message,
+        failure=failure,
+        failed_again=fold.failed_again(row),
+        closed=not fold.is_open(row),
+        history=fold.history(row),
     )
 
 
-def _count(text: str) -> int:
-    return int(text) if text.isdecimal() and len(text) < 10 else 0
+def _movable(headers: Mapping[str, str]) -> dict[str, str]:
+    unsafe = {name for name in headers if name.lower().startswith("x-") or name.lower() in envelope.MOVED}
+    return {ORIGINAL_PREFIX + name if name in unsafe else name: value for name, value in headers.items()}
 
 
-def _told_by_broker(entry: Entry) -> dict[str, str]:
-    """Return the record of a letter that no worker wrote; a stream keeps little of what the broker knew."""
-    why = entry.headers.get("x-first-death-reason")
-    # what died in the handler's own queue has that queue's name as its key; a retry begins with its milliseconds
-    if not entry.key.partition(".")[0].isdecimal():
-        error = f"the broker dead-lettered it by itself, in queue {entry.key!r}: {why}"
-        return {"reason": "expired" if why == "expired" else "broker", "error": error}
-    attempt = entry.headers.get(ATTEMPT)
-    return {
-        "error": "a retry found no queue to return to: is the handler renamed or removed?",
-        "attempts": str(attempt - 1) if isinstance(attempt, int) else "",
-        "first_failed_at": str(entry.headers.get(FIRST_FAILED_AT)),
-    }
+def _whole(packed: Mapping[str, object]) -> int:
+    value = packed.get("failed_again")
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else 0

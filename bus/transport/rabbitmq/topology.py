@@ -14,8 +14,14 @@ from datetime import timedelta
 from typing import Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelPreconditionFailed, ProbableAuthenticationError
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelClosed,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ProbableAuthenticationError,
+)
 from pamqp.common import FieldTable
 
 from ...errors import AccessRefused, BusUnavailable, TidegateError, TopologyMismatch
@@ -27,6 +33,8 @@ DELIVERY_LIMIT: Final = 1_000
 """A backstop only: what kills workers is dead-lettered long before. Never -1: 3.10 discards after one return."""
 CONSUMER_TIMEOUT: Final = 1_800_000
 CONNECT_TIMEOUT: Final = 10.0
+STREAM: Final[FieldTable] = {"x-queue-type": "stream"}
+"""Arguments of a generation of dead letters: kept without limit."""
 MARKS_LAST: Final = "7D"
 SEGMENT: Final = 1_000_000
 """Bytes after which a stream begins a new file; only whole files grow old enough to go."""
@@ -64,8 +72,12 @@ class Names:
         return self.of(f"{service}.return")
 
     def dead(self, service: str) -> str:
-        """The fanout exchange, and the stream, of a service's dead letters."""
+        """The fanout exchange of a service's dead letters."""
         return self.of(f"{service}.dead")
+
+    def letters(self, service: str, generation: int) -> str:
+        """The stream of one generation of a service's dead letters; and the exchange that says that it was begun."""
+        return f"{self.dead(service)}.{generation}" if generation else self.dead(service)
 
     def suspects(self, service: str) -> str:
         """The stream of marks of what may kill the service's workers."""
@@ -157,7 +169,7 @@ async def declare(
         channel = await connection.channel()
         try:
             if subscription.service not in done:
-                await _declare_service(channel, names, subscription.service)
+                await _declare_service(connection, channel, names, subscription.service)
                 done.add(subscription.service)
             await _declare_subscription(channel, names, subscription)
         except ChannelPreconditionFailed as error:
@@ -179,14 +191,41 @@ def mismatch(subscription: str, told: str) -> TopologyMismatch:
     )
 
 
-async def _declare_service(channel: AbstractChannel, names: Names, service: str) -> None:
+async def _declare_service(
+    connection: AbstractConnection, channel: AbstractChannel, names: Names, service: str
+) -> None:
     dead = await channel.declare_exchange(names.dead(service), "fanout", durable=True)
-    stream = await channel.declare_queue(names.dead(service), durable=True, arguments={"x-queue-type": "stream"})
-    await stream.bind(dead)
+    await _declare_letters(connection, channel, names, service, dead)
     await channel.declare_exchange(names.events, "topic", durable=True)
     await channel.declare_exchange(names.retry(service), "topic", durable=True)
     alternate: dict[str, Any] = {"alternate-exchange": names.dead(service)}
     await channel.declare_exchange(names.back(service), "topic", durable=True, arguments=alternate)
+
+
+async def _declare_letters(
+    connection: AbstractConnection, channel: AbstractChannel, names: Names, service: str, dead: AbstractExchange
+) -> None:
+    """Declare the newest generation of the dead letters, and not an older one, which a compaction has deleted."""
+    generation, before = await _newest(connection, names, service, 0), None
+    while generation != before:
+        stream = await channel.declare_queue(names.letters(service, generation), durable=True, arguments=STREAM)
+        await stream.bind(dead)
+        before, generation = generation, await _newest(connection, names, service, generation)
+        if generation != before:
+            # a compaction went on meanwhile: its next run sweeps up what was declared here
+            await stream.unbind(dead)
+
+
+async def _newest(connection: AbstractConnection, names: Names, service: str, generation: int) -> int:
+    """Return the newest generation that was announced: each has an exchange of its name, which is never deleted."""
+    while True:
+        probe = await connection.channel()
+        try:
+            await probe.get_exchange(names.letters(service, generation + 1))
+        except ChannelNotFoundEntity:
+            return generation
+        await probe.close()
+        generation += 1
 
 
 async def _declare_subscription(channel: AbstractChannel, names: Names, subscription: Subscription) -> None:

@@ -58,6 +58,7 @@ class RabbitMQTransport:
                 failed = error
             finally:
                 await transport.aclose()
+                await transport._dead_letters.aclose()
                 publishing.cancel()
                 if transport._consuming_task is not None:
                     transport._consuming_task.cancel()

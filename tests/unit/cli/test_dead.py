@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from bus import App, Letter
-from bus.cli import dead
+from bus.cli import acting
 from bus.transport.memory import MemoryDeadLetters, MemoryTransport
 
 from .conftest import Bury, Run
@@ -210,7 +210,11 @@ def test_on_a_terminal_it_asks(
 ) -> None:
     bury()
     bury()
-    monkeypatch.setattr(dead, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(
+        acting,
+        "sys",
+        SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), stderr=SimpleNamespace(isatty=lambda: False)),
+    )
     done = run("dead", "discard", input=answer)
     assert done.exit_code == code
     assert "discard 2 dead letters (2 of kitchen.cook)? [y/N]" in done.stderr

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from bus import Letter, Message
 from bus.delivery import MOST_HEADERS
 from bus.outcome import Failure, Retry
-from bus.transport.rabbitmq import copies, envelope, wire
+from bus.transport.rabbitmq import copies, envelope, records, wire
 from bus.transport.rabbitmq.channel import Received
-from bus.transport.rabbitmq.dead_letters import Entry, Fold
 from bus.transport.rabbitmq.envelope import Arrived
+from bus.transport.rabbitmq.fold import Fold
+from bus.transport.rabbitmq.records import Entry
 from tests.hostile.messages import Hostile, accepted, any_message, assembled, content_header, string
 
 
@@ -107,13 +108,13 @@ def test_a_dead_letter_tells_all_and_its_replay_is_the_message_as_it_came(hostil
     raw = content_header(hostile)
     first = delivered(raw, hostile.body)
     flags, properties, body = copies.dead_letter(raw, hostile.body, first.message, first.routing_key, FAILURE)
-    letter, entry = folded(flags, properties, body)
-    assert what_of(letter.message) == what(first)
-    assert letter.message.body == first.message.body
-    assert (letter.handler, letter.failure) == ("work", FAILURE)
-    raw_again, body_again = copies.unwrapped(entry.headers, entry.received.header, entry.received.body)
+    message, failure, entry = folded(flags, properties, body)
+    assert what_of(message) == what(first)
+    assert message.body == first.message.body
+    assert failure == FAILURE
+    raw_again, body_again = entry.original
     assert body_again == hostile.body
-    flags, properties = copies.replay(raw_again, entry.headers)
+    flags, properties = copies.replay(raw_again, entry.told, "t")
     again = delivered(as_header(flags, properties, hostile.body), hostile.body, "hostile.work")
     assert what(again) == what(first)
     assert (again.attempt, again.first_failed_at, again.routed_by) == (1, None, None)
@@ -126,21 +127,27 @@ def test_what_the_broker_dead_letters_by_itself_is_a_letter_whatever_it_says(hos
     given = [(n, v) for n, v in hostile.headers if v[:1] not in (b"A", b"F") and not n.startswith(b"x-first-death")]
     told = [(b"x-first-death-queue", string("hostile.work")), (b"x-first-death-reason", string("expired"))]
     dead = assembled([], {**dict(hostile.given), "headers": given + told}, hostile.body)
-    letter, entry = folded(dead.flags, dead.properties, hostile.body)
-    assert (letter.handler, letter.failure.reason, letter.service) == ("work", "expired", "hostile")
-    copies.replay(entry.received.header, entry.headers)
-    assert letter.failure.last_failed_at - AT
-    letter.as_json()
+    message, failure, entry = folded(dead.flags, dead.properties, hostile.body)
+    assert (failure.handler, failure.reason, failure.service) == ("work", "expired", "hostile")
+    copies.replay(entry.received.header, entry.told, "t")
+    assert failure.last_failed_at - AT
+    Letter(
+        id="0-0", service="hostile", handler=failure.handler, message=message, failure=failure, failed_again=0
+    ).as_json()
 
 
-def folded(flags: int, properties: bytes, body: bytes, offset: int = 0) -> tuple[Letter, Entry]:
+def folded(flags: int, properties: bytes, body: bytes, offset: int = 0) -> tuple[Message, Failure, Entry]:
     """Return the one letter of a stream in which there is this entry, as a stream has it: without tables and arrays."""
     read = wire.properties(as_header(flags, properties, body))
     kept = {name: value for name, value in read.get("headers", {}).items() if not isinstance(value, dict | list)}
     headers = {**kept, "x-stream-offset": offset}
     header = as_header(*copies.encode({**read, "headers": headers}), body)
-    entry = Entry(offset, read, headers, Received(cast("Any", None), b"", header, body), "hostile.dead", "hostile.work")
+    entry = Entry(0, offset, headers, Received(cast("Any", None), b"", header, body), "hostile.work", direct=False)
     fold = Fold("hostile", "")
     fold.add(entry)
-    (letter,) = fold.open.values()
-    return letter, entry
+    (row,) = fold.rows.values()
+    assert fold.is_open(row)
+    message, failure = records.read(entry, "hostile", "")
+    known = records.known(entry, "hostile", "")
+    assert (known.key, known.place) == records.identity(message, failure, headers)
+    return message, failure, entry

@@ -1,0 +1,139 @@
+"""`dead export` and `dead import`: letters as lines of JSON, from one broker to a file, and to this or another one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import orjson
+import typer
+
+from ..app import App
+from ..errors import ConfigurationError
+from ..packing import unpack
+from .broker import dead_letters
+from .choice import Choice, matching, name
+from .errors import tell
+
+
+STANDARD: Final = "-"
+MOST_TOLD: Final = 20
+
+
+def export(app: App, file: str, chosen: Choice) -> None:
+    """Write the letters that are meant to a new file, or to standard output."""
+    with _written(file) as lines:
+        count = asyncio.run(_export(app, lines, chosen))
+    tell(f"export: {count} letters")
+
+
+async def _export(app: App, lines: IO[bytes], chosen: Choice) -> int:
+    names = []
+    async with dead_letters() as dead:
+        async for letter in matching(app, dead, chosen):
+            lines.write(orjson.dumps(await dead.packed(letter)) + b"\n")
+            names.append(name(letter))
+        chosen.require(names)
+    return len(names)
+
+
+def restore(app: App, file: str) -> None:
+    """Keep every letter of the file as an open one; none of them where any line is wrong."""
+    with _read(file) as lines:
+        problems = list(_problems(app, lines))
+        if problems:
+            more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
+            raise ConfigurationError(*problems[:MOST_TOLD], *more, "no letter was imported")
+        lines.seek(0)
+        asyncio.run(_restore(lines))
+
+
+async def _restore(lines: IO[bytes]) -> None:
+    restored = there = at = 0
+    complete = False
+    try:
+        async with dead_letters() as dead:
+            for number, packed in _objects(lines):
+                at = number
+                if await dead.restore(str(packed["service"]), packed):
+                    restored += 1
+                else:
+                    there += 1
+        complete = True
+    finally:
+        typer.echo(f"import: {restored} letters" + (f"; {there} were open already" if there else ""))
+        if not complete:
+            tell(f"stopped at line {at}; to import the file again goes on: what is there is left out")
+
+
+def _problems(app: App, lines: IO[bytes]) -> Iterator[str]:
+    services = {service.name for service in app.services}
+    empty = True
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            empty = False
+            try:
+                _check(orjson.loads(line), services)
+            except ValueError as error:
+                yield f"line {number}: {error}"
+    if empty:
+        yield "there is no letter in it"
+
+
+def _check(packed: Any, services: set[str]) -> None:
+    if not isinstance(packed, dict):
+        raise ValueError("it is no object")  # noqa: TRY004
+    letter = unpack(packed)
+    if packed.get("service") != letter.service or letter.service not in services:
+        raise ValueError(f"there is no service {packed.get('service')!r}; there are {', '.join(sorted(services))}")
+
+
+def _objects(lines: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, orjson.loads(line)
+
+
+@contextmanager
+def _written(file: str) -> Iterator[IO[bytes]]:
+    if file == STANDARD:
+        yield sys.stdout.buffer
+        return
+    try:
+        # bodies are nobody else's business
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{file}: {error.strerror}; export writes a new file, or - for standard output"
+        ) from error
+    try:
+        with os.fdopen(handle, "wb") as lines:
+            yield lines
+    except BaseException:
+        Path(file).unlink()
+        tell(f"{file} is not complete, and was removed")
+        raise
+
+
+@contextmanager
+def _read(file: str) -> Iterator[IO[bytes]]:
+    """Open a file that can be read twice: first to see whether all of it is right."""
+    if file == STANDARD:
+        with tempfile.TemporaryFile() as kept:
+            shutil.copyfileobj(sys.stdin.buffer, kept)
+            kept.seek(0)
+            yield kept
+        return
+    with ExitStack() as stack:
+        try:
+            lines = stack.enter_context(Path(file).open("rb"))
+        except OSError as error:
+            raise ConfigurationError(f"{file}: {error.strerror}") from error
+        yield lines
