@@ -10,16 +10,21 @@ from typing import Final, Self
 from pamqp import commands
 
 from ...errors import AccessRefused, TidegateError
+from ...logs import logger
 from . import envelope, wire
-from .channel import Channel, ChannelClosed, Received
+from .channel import Channel, ChannelClosed, LinkLost, Received
 from .delivery import RabbitMQDelivery, Settling
+from .doubts import Doubts
 from .supervisor import Backoff, Supervisor
 from .suspects import SUSPECT
 
 
-PROBE_AFTER: Final = 15.0
+PROBE_AFTER: Final = 5.0
 """Seconds without news after which a channel is asked whether it still lives."""
-PROBE_WITHIN: Final = 10.0
+ANSWER_WITHIN: Final = 5.0
+"""Seconds that any living broker needs to answer such a question, or to open a channel."""
+CONSUME_WITHIN: Final = 30.0
+"""Seconds that a queue has to be consumed from: it may have to elect its leader first."""
 
 
 class Inbox:
@@ -90,6 +95,7 @@ class Feed:
         inbox: Inbox,
         limit: int,
         declare: Callable[[], Awaitable[None]] | None,
+        doubts: Doubts,
         *,
         ordered: bool = False,
     ) -> None:
@@ -98,12 +104,14 @@ class Feed:
         self._inbox = inbox
         self._limit = limit
         self._declare = declare
+        self._doubts = doubts
         self._ordered = ordered
         self._channel: Channel | None = None
         self._probing = False
         self._cancelled = self._missing = False
         self._abandoned: list[Channel] = []
         self._consumers = 0
+        self._lost_at: float | None = None
         self._tags: list[str] = []
         self._granted = 0
         self._wake = asyncio.Event()
@@ -124,8 +132,11 @@ class Feed:
                         self._inbox.fail(AccessRefused(f"queue {self._queue!r}: {error.text}"))
                         return
                     self._missing = error.code == 404
+                    self._tell(str(error))
                 except ConnectionError:
                     pass  # the supervisor says so once
+                except TimeoutError:
+                    self._tell(f"no answer within {CONSUME_WITHIN:g} s")
                 await asyncio.sleep(backoff())
         finally:
             for channel in self._abandoned:
@@ -136,17 +147,19 @@ class Feed:
         if self._missing:
             await self._ensure()
             self._missing = False
-        link = await self._supervisor.link()
-        channel = await link.channel()
+        channel = await self._opened()
         try:
+            channel.settled_last = deque(maxlen=max(self._limit, 1))
             channel.on_delivery = self._arrived
             channel.on_cancelled = self._on_cancelled
             channel.on_end = self._wake.set
             self._probing, self._cancelled = not self._ordered, False
             self._tags, self._granted = [], 0
             self._channel = channel
-            await self._apply()
+            async with asyncio.timeout(CONSUME_WITHIN):
+                await self._apply()
             backoff.reset()
+            self._tell_again()
             while channel.error is None and not self._cancelled:
                 if not await self._news():
                     await self._probe(channel)
@@ -158,6 +171,8 @@ class Feed:
         finally:
             self._channel = None
             self._inbox.take_back(channel)
+            if channel.error is not None:
+                self._doubts.add(channel.settled_last)
             if channel not in self._abandoned:
                 await channel.aclose()
 
@@ -168,9 +183,31 @@ class Feed:
         name that was declared again.
         """
         self._missing = True
+        self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
         channel.on_delivery, channel.on_cancelled, channel.on_end = lambda _: None, lambda: None, lambda: None
         channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
+
+    async def _opened(self) -> Channel:
+        link = await self._supervisor.link()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                return await link.channel()
+        except TimeoutError:
+            link.give_up(f"no answer within {ANSWER_WITHIN:g} s")
+            raise LinkLost("the link does not answer") from None
+
+    def _tell(self, why: str) -> None:
+        """Say once that the queue is not consumed from, where its link is not to blame."""
+        if self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
+            logger().warning("not consuming", queue=self._queue, error=why)
+
+    def _tell_again(self) -> None:
+        if self._lost_at is not None:
+            after = round(asyncio.get_running_loop().time() - self._lost_at, 1)
+            logger().info("consuming again", queue=self._queue, after=after)
+            self._lost_at = None
 
     async def _news(self) -> bool:
         """Wait for something to do; return whether there is anything."""
@@ -185,7 +222,7 @@ class Feed:
     async def _probe(self, channel: Channel) -> None:
         """Ask for an answer: a channel that died at the broker without a word would be waited for for ever."""
         try:
-            async with asyncio.timeout(PROBE_WITHIN):
+            async with asyncio.timeout(ANSWER_WITHIN):
                 await channel.rpc(commands.Basic.Qos(prefetch_count=self._limit))
         except TimeoutError:
             await channel.aclose()
@@ -257,18 +294,24 @@ class Feed:
 class RabbitMQConsumer:
     """Takes the deliveries of a subscription: of its own queue, and of the foreign queues that are its sources."""
 
-    def __init__(self, inbox: Inbox, feeds: list[Feed], settling: Settling) -> None:
+    def __init__(self, inbox: Inbox, feeds: list[Feed], settling: Settling, doubts: Doubts) -> None:
         self._inbox = inbox
         self._feeds = feeds
         self._settling = settling
+        self._doubts = doubts
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> RabbitMQDelivery:
-        inbox = self._inbox
-        received = inbox.ready.popleft() if inbox.ready else await inbox.get()
-        return RabbitMQDelivery(received, self._settling)
+        inbox, doubts = self._inbox, self._doubts
+        while True:
+            received = inbox.ready.popleft() if inbox.ready else await inbox.get()
+            delivery = RabbitMQDelivery(received, self._settling)
+            came_again = delivery.redelivered > 0
+            if not doubts.settled(delivery.message.id, delivery.attempt, redelivered=came_again):
+                return delivery
+            delivery.ack()
 
     async def limit(self, unsettled: int) -> None:
         """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""

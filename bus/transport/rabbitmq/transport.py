@@ -18,6 +18,7 @@ from .channel import Parcel
 from .consumer import Feed, Inbox, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
+from .doubts import Doubts
 from .publisher import Publisher
 from .supervisor import Backoff, Supervisor
 from .suspects import Suspects
@@ -52,12 +53,14 @@ class RabbitMQTransport:
         async with asyncio.TaskGroup() as tasks:
             transport._tasks = tasks
             publishing = tasks.create_task(transport._publishing.keep(), name="publish link")
+            opening = tasks.create_task(transport._publisher.keep(), name="publish channel")
             try:
                 yield transport
             except Exception as error:
                 failed = error
             finally:
                 await transport.aclose()
+                opening.cancel()
                 publishing.cancel()
                 if transport._consuming_task is not None:
                     transport._consuming_task.cancel()
@@ -118,15 +121,15 @@ class RabbitMQTransport:
         if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
             raise fault
         self._start_consuming()
-        inbox = Inbox()
+        inbox, doubts = Inbox(), Doubts()
 
         async def redeclare() -> None:
             self._cascade.forget()
             await self.declare([subscription])
 
         own = self._names.queue(subscription)
-        feeds = [Feed(self._consuming, own, inbox, limit, redeclare, ordered=subscription.ordered)]
-        feeds += [Feed(self._consuming, source, inbox, limit, None) for source in subscription.sources]
+        feeds = [Feed(self._consuming, own, inbox, limit, redeclare, doubts, ordered=subscription.ordered)]
+        feeds += [Feed(self._consuming, source, inbox, limit, None, doubts) for source in subscription.sources]
         settling = Settling(
             subscription,
             self._names,
@@ -139,7 +142,7 @@ class RabbitMQTransport:
         async with asyncio.TaskGroup() as tasks:
             keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
             try:
-                yield RabbitMQConsumer(inbox, feeds, settling)
+                yield RabbitMQConsumer(inbox, feeds, settling, doubts)
             finally:
                 for task in keeping:
                     task.cancel()
