@@ -90,7 +90,8 @@ class Supervisor:
                     link = await Link.connect(address, timeout=patience)
                 except LinkRefused as error:
                     refused = error
-                    self._not_reached(error)
+                    if self._let_in:  # else whoever waits is told
+                        self._not_reached(error)
                 except LinkLost as error:
                     self._not_reached(error)
                 else:
