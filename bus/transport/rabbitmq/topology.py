@@ -272,4 +272,5 @@ async def declare_when_up(
             if not told:
                 logger().warning("the topology cannot be declared now", error=str(error) or repr(error))
             told = True
+            addresses = (*addresses[1:], addresses[0])  # what answers may still not serve
             await asyncio.sleep(backoff())
