@@ -10,6 +10,7 @@ import aio_pika
 import pytest
 
 from bus import Service
+from bus.transport.rabbitmq import supervisor
 from tests.broker.proxy import Proxy
 
 from .stage import Log, Placed, Shipped, staged
@@ -56,8 +57,9 @@ async def test_l2_a_worker_starts_however_often_its_first_connections_are_cut(pr
 
 @pytest.mark.timeout(3_600 if DENSE else 120)
 async def test_l2_nothing_is_lost_or_stuck_wherever_in_their_life_connections_are_cut(
-    proxy: Proxy, vhost: str, vhost_name: str
+    proxy: Proxy, vhost: str, vhost_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(supervisor, "STEADY", 0)  # each cut is an outage of its own
     begun: Log[int] = Log()
     results: Log[int] = Log()
     numbers = iter(range(1_000_000))
