@@ -18,6 +18,8 @@ from .wire import Malformed
 
 OPEN_WITHIN: Final = 5.0
 """Seconds after which a link is given up that does not open a channel, though it takes bytes."""
+ELECTION: Final = 5.0
+"""Seconds for which what was refused is published again: a queue that has lost its leader refuses until it has one."""
 
 
 class Publisher:
@@ -84,8 +86,8 @@ class Publisher:
     ) -> None:
         """Publish what is unknown again and again, until every fate is known or the timeout is over."""
         loop = asyncio.get_running_loop()
-        fates: dict[str, Fate] = {}
-        why, backoff = "", Backoff()
+        fates = dict.fromkeys((parcel.id for parcel in parcels), Fate.UNKNOWN)
+        why, backoff, asked_until = "", Backoff(), 0.0
         left = parcels
         while left:
             if channel is None or told is None:
@@ -102,17 +104,21 @@ class Publisher:
             if isinstance(channel.error, ChannelClosed):
                 why = channel.error.text
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
-            elif Fate.REFUSED in told or (Fate.UNKNOWN in told and channel.link.open_for_writing):
+            elif Fate.REFUSED in told:
+                self._retire(channel)
+                asked_until = asked_until or loop.time() + ELECTION
+            elif Fate.UNKNOWN in told and channel.link.open_for_writing:
                 self._retire(channel)
             fates |= {parcel.id: fate for parcel, fate in zip(left, told, strict=True)}
-            left = [parcel for parcel, fate in zip(left, told, strict=True) if fate is Fate.UNKNOWN]
+            again = {Fate.UNKNOWN, Fate.REFUSED} if loop.time() < asked_until else {Fate.UNKNOWN}
+            left = [parcel for parcel in left if fates[parcel.id] in again]
+            channel = told = None
             if left and loop.time() >= deadline:
                 why = self._supervisor.trouble or why
                 break
-            channel = told = None
             if left:
                 await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
-        self._raise_for(fates, left, why)
+        self._raise_for(fates, why)
 
     def _retire(self, channel: Channel) -> None:
         """Use another channel from now on: what refused a channel once, or kept silent to it, may do so for ever."""
@@ -189,14 +195,13 @@ class Publisher:
                 link.give_up(f"no answer within {OPEN_WITHIN:g} s")
             raise LinkLost(f"no answer within {OPEN_WITHIN:g} s") from error
 
-    def _raise_for(self, fates: dict[str, Fate], left: Sequence[Parcel], why: str) -> None:
-        if left:
-            fates |= {parcel.id: Fate.UNKNOWN for parcel in left}
+    def _raise_for(self, fates: dict[str, Fate], why: str) -> None:
+        told = set(fates.values())
+        if Fate.UNKNOWN in told:
             because = f": {why}" if why else ""
             raise BusUnavailable(
                 f"not confirmed within {self._timeout:g} s{because}; publish again with id= to be safe", fates
             )
-        told = set(fates.values())
         if Fate.UNROUTABLE in told:
             raise Unroutable("no queue wants the message", fates)
         if Fate.REFUSED in told:
