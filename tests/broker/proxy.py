@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +20,7 @@ class Proxy:
         self._target = target
         self._refusing = False
         self._limits: deque[Limit] = deque()
+        self._open: set[Limit] = set()
         self._flowing = {"up": asyncio.Event(), "down": asyncio.Event()}
         self._writers: set[asyncio.StreamWriter] = set()
         self.blackhole(up=False, down=False)
@@ -51,6 +53,11 @@ class Proxy:
         """Cut each of so many new connections after `count` of its bytes, both directions counted; or go silent."""
         self._limits = deque(Limit(count, swallow) for _ in range(connections))
 
+    def forget(self) -> None:
+        """Swallow from now on what comes on a connection that is open, as a firewall does; serve new ones."""
+        for limit in self._open:
+            limit.left, limit.swallows = 0, True
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
         """Listen meanwhile, on `port` if that is set."""
@@ -75,26 +82,28 @@ class Proxy:
             return
         pair = {writer, far_writer}
         self._writers |= pair
-        limit = self._limits.popleft() if self._limits else None
+        limit = self._limits.popleft() if self._limits else Limit(sys.maxsize)
+        self._open.add(limit)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pump(reader, far_writer, "up", limit, pair))
                 tasks.create_task(self._pump(far_reader, writer, "down", limit, pair))
         finally:
             self._writers -= pair
+            self._open.discard(limit)
 
     async def _pump(
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         direction: str,
-        limit: Limit | None,
+        limit: Limit,
         pair: set[asyncio.StreamWriter],
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
                 await self._flowing[direction].wait()
-                if limit is not None and not limit.lets(len(data)):
+                if not limit.lets(len(data)):
                     if limit.swallows:
                         continue
                     writer.write(data[: limit.left])
@@ -108,7 +117,7 @@ class Proxy:
 class Limit:
     """How many bytes of a connection pass."""
 
-    def __init__(self, count: int, swallows: bool) -> None:
+    def __init__(self, count: int, swallows: bool = False) -> None:
         self.left = count
         self.swallows = swallows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bus import Service
-from bus.transport.rabbitmq import topology
+from bus.transport.rabbitmq import consumer, topology
 from tests.broker.fixtures import Shared
 from tests.broker.proxy import Proxy
 
@@ -51,13 +51,15 @@ async def test_l2_of_several_hosts_the_one_that_serves_is_found_and_the_next_one
 async def test_l2_a_host_that_goes_silent_while_it_declares_is_left_for_the_next(
     proxy: Proxy, broker: Shared, vhost_name: str, bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(topology, "ANSWER_WITHIN", 3)
     monkeypatch.setattr(topology, "FIRST_PATIENCE", 0.5)
+    for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):
+        monkeypatch.setattr(consumer, bound, 1)
     log: Log[int] = Log()
     host = f"127.0.0.1:{broker.port}"
     async with staged("rabbitmq", f"amqp://guest:guest@127.0.0.1:{proxy.port},{host}/{vhost_name}") as stage:
         await stage.bus.publish(Placed())
-        proxy.cut_after(bytes, swallow=True)
+        proxy.cut_after(bytes, connections=100, swallow=True)
         async with stage.hosting(steady(log)):
             await stage.bus.publish(Placed(number=1))
             await log.reaches(1)

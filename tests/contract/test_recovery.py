@@ -9,8 +9,9 @@ from collections import Counter
 import aio_pika
 import pytest
 
-from bus import Message, Service
+from bus import BusUnavailable, Message, Service
 from bus.service import Queue
+from bus.transport.rabbitmq import consumer, publisher
 from tests.broker.fixtures import Shared
 from tests.broker.node import Node
 from tests.broker.proxy import Proxy
@@ -49,6 +50,23 @@ async def test_l2_a_worker_whose_channels_die_without_a_word_finds_out(
         await log.reaches(1)
         await asyncio.to_thread(broker.node.ctl, "eval", KILL_CHANNELS.format(vhost=vhost_name))
         await rabbitmq.bus.publish(Placed(number=2))
+        await log.holds(lambda seen: 2 in seen, "the second")
+
+
+async def test_l2_a_connection_that_a_firewall_forgot_is_found_before_any_heartbeat_is_missed(
+    proxy: Proxy, vhost_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):
+        monkeypatch.setattr(consumer, bound, 1)
+    monkeypatch.setattr(publisher, "OPEN_WITHIN", 1)
+    log: Log[int] = Log()
+    async with staged("rabbitmq", proxy.url(vhost_name), publish_timeout=5) as stage, stage.hosting(steady(log)):
+        await stage.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        proxy.forget()  # maybe while the worker still opens up
+        with pytest.raises(BusUnavailable):
+            await stage.bus.publish(Placed(number=2), id="two")
+        await stage.bus.publish(Placed(number=2), id="two")
         await log.holds(lambda seen: 2 in seen, "the second")
 
 

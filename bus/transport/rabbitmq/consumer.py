@@ -23,8 +23,8 @@ PROBE_AFTER: Final = 5.0
 """Seconds without news after which a channel is asked whether it still lives."""
 ANSWER_WITHIN: Final = 5.0
 """Seconds that any living broker needs to answer such a question, or to open a channel."""
-CONSUME_WITHIN: Final = 30.0
-"""Seconds that a queue has to be consumed from: it may have to elect its leader first."""
+CONSUME_WITHIN: Final = 10.0
+"""Seconds that a broker needs to consume from a queue, which may have to elect its leader first."""
 
 
 class Inbox:
@@ -135,8 +135,6 @@ class Feed:
                     self._tell(str(error))
                 except ConnectionError:
                     pass  # the supervisor says so once
-                except TimeoutError:
-                    self._tell(f"no answer within {CONSUME_WITHIN:g} s")
                 await asyncio.sleep(backoff())
         finally:
             for channel in self._abandoned:
@@ -156,10 +154,10 @@ class Feed:
             self._probing, self._cancelled = not self._ordered, False
             self._tags, self._granted = [], 0
             self._channel = channel
-            async with asyncio.timeout(CONSUME_WITHIN):
-                await self._apply()
-            backoff.reset()
-            self._tell_again()
+            await self._apply()
+            if channel.error is None:
+                backoff.reset()
+                self._tell_again()
             while channel.error is None and not self._cancelled:
                 if not await self._news():
                     await self._probe(channel)
@@ -246,20 +244,27 @@ class Feed:
             channel = self._channel
             if channel is None or channel.error is not None:
                 return
-            wanted = min(self._limit, 1) if self._probing else self._limit
-            if wanted < self._granted:
-                tags, self._tags, self._granted = self._tags, [], 0
-                for tag in tags:
-                    await channel.rpc(commands.Basic.Cancel(consumer_tag=tag))
-                if not wanted:
-                    channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
-            missing, self._granted = wanted - self._granted, wanted
-            if missing:
-                # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
-                self._consumers += 1
-                self._tags.append(str(self._consumers))
-                await channel.rpc(commands.Basic.Qos(prefetch_count=missing))
-                await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._tags[-1]))
+            try:
+                async with asyncio.timeout(CONSUME_WITHIN):
+                    await self._grant(channel, min(self._limit, 1) if self._probing else self._limit)
+            except TimeoutError:
+                self._tell(f"no answer within {CONSUME_WITHIN:g} s")
+                channel.leave()
+
+    async def _grant(self, channel: Channel, wanted: int) -> None:
+        if wanted < self._granted:
+            tags, self._tags, self._granted = self._tags, [], 0
+            for tag in tags:
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag))
+            if not wanted:
+                channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+        missing, self._granted = wanted - self._granted, wanted
+        if missing:
+            # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
+            self._consumers += 1
+            self._tags.append(str(self._consumers))
+            await channel.rpc(commands.Basic.Qos(prefetch_count=missing))
+            await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._tags[-1]))
 
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
