@@ -51,7 +51,7 @@ async def test_l2_of_several_hosts_the_one_that_serves_is_found_and_the_next_one
 async def test_l2_a_host_that_goes_silent_while_it_declares_is_left_for_the_next(
     proxy: Proxy, broker: Shared, vhost_name: str, bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology, "ANSWER_WITHIN", 3)
+    monkeypatch.setattr(topology, "ANSWER_WITHIN", 2)
     monkeypatch.setattr(topology, "FIRST_PATIENCE", 0.5)
     for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):
         monkeypatch.setattr(consumer, bound, 1)

@@ -7,6 +7,7 @@ plain and short-lived.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -119,10 +120,13 @@ async def administration(addresses: Sequence[Address]) -> AsyncIterator[Abstract
     """Open a plain connection to the first host that answers, and close it in the end.
 
     Raises AccessRefused for a definite no, and ConnectionError where no host answers, or where the connection is lost.
+    After a failure a deque of addresses is turned: a host may answer and still not serve.
     """
-    connection = await _connect(addresses)
+    connection = await _connect(tuple(addresses))
+    failed = True
     try:
         yield connection
+        failed = False
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) and task.cancelling():
             raise
@@ -132,6 +136,8 @@ async def administration(addresses: Sequence[Address]) -> AsyncIterator[Abstract
         # and a call on one that is gone by such as these
         raise ConnectionError(f"the connection was lost: {error!r}") from error
     finally:
+        if failed and isinstance(addresses, deque):
+            addresses.rotate(-1)
         try:
             async with asyncio.timeout(CLOSE_WITHIN):
                 await connection.close()
@@ -272,5 +278,4 @@ async def declare_when_up(
             if not told:
                 logger().warning("the topology cannot be declared now", error=str(error) or repr(error))
             told = True
-            addresses = (*addresses[1:], addresses[0])  # what answers may still not serve
             await asyncio.sleep(backoff())

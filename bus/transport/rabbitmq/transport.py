@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -29,7 +30,7 @@ class RabbitMQTransport:
 
     def __init__(self, settings: Settings, hosts: Sequence[Address]) -> None:
         log = logger()
-        self._addresses = hosts
+        self._addresses = deque(hosts)
         self._names = topology.Names(settings.namespace)
         self._events = self._names.events
         self._publishing = Supervisor(hosts, "publish", log)
