@@ -21,6 +21,7 @@ class Proxy:
         self._refusing = False
         self._limits: deque[Limit] = deque()
         self._open: set[Limit] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._flowing = {"up": asyncio.Event(), "down": asyncio.Event()}
         self._writers: set[asyncio.StreamWriter] = set()
         self.blackhole(up=False, down=False)
@@ -69,9 +70,14 @@ class Proxy:
             server.close()
             self.blackhole(up=False, down=False)
             self.drop()
+            if self._serving:
+                await asyncio.wait(self._serving, timeout=5)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        if task := asyncio.current_task():
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
         if self._refusing:
             writer.transport.abort()
             return

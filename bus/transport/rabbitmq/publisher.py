@@ -12,11 +12,14 @@ from pamqp import commands
 
 from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
 from .channel import Batch, Channel, ChannelClosed, LinkLost, Parcel
+from .link import Link
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
 
 
-OPEN_WITHIN: Final = 5.0
+ASK_AFTER: Final = 2.0
+"""Seconds without a confirm after which a link is asked for an answer; one that is dead would be believed for long."""
+OPEN_WITHIN: Final = 4.0
 """Seconds after which a link is given up that does not open a channel, though it takes bytes."""
 ELECTION: Final = 5.0
 """Seconds for which what was refused is published again: a queue that has lost its leader refuses until it has one."""
@@ -41,7 +44,38 @@ class Publisher:
         self._timer: asyncio.TimerHandle | None = None
 
     async def keep(self) -> None:
-        """Open a channel whenever one is wanted; ends by being cancelled.
+        """Open channels, and watch over confirms; ends by being cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_open(), name="publish channel")
+            tasks.create_task(self._watch(), name="publish watch")
+
+    async def _watch(self) -> None:
+        """Ask the link for an answer where no confirm came for long."""
+        oldest: Batch | None = None
+        while True:
+            await asyncio.sleep(ASK_AFTER)
+            waiting = next((batch for _, batch in self._deadlines if not batch.future.done()), None)
+            if waiting is not None and waiting is oldest and (channel := self._channel) is not None:
+                await self._ask(channel.link)
+            oldest = waiting
+
+    async def _ask(self, link: Link) -> None:
+        if link.blocked:
+            return  # it does not answer, and says why
+        try:
+            async with asyncio.timeout(OPEN_WITHIN):
+                (await link.channel()).leave()
+        except TimeoutError:
+            self._give_up(link)
+        except ConnectionError:
+            pass
+
+    def _give_up(self, link: Link) -> None:
+        if not link.blocked:
+            link.give_up(f"no answer within {OPEN_WITHIN:g} s")
+
+    async def _keep_open(self) -> None:
+        """Open a channel whenever one is wanted.
 
         It is nobody's publish that opens the channel: those whose time is over would begin anew again and again.
         """
@@ -191,8 +225,7 @@ class Publisher:
                     scratch.leave()
                 return await link.channel(confirm=True)
         except TimeoutError as error:
-            if not link.blocked:
-                link.give_up(f"no answer within {OPEN_WITHIN:g} s")
+            self._give_up(link)
             raise LinkLost(f"no answer within {OPEN_WITHIN:g} s") from error
 
     def _raise_for(self, fates: dict[str, Fate], why: str) -> None:

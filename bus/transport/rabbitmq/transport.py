@@ -54,7 +54,7 @@ class RabbitMQTransport:
         async with asyncio.TaskGroup() as tasks:
             transport._tasks = tasks
             publishing = tasks.create_task(transport._publishing.keep(), name="publish link")
-            opening = tasks.create_task(transport._publisher.keep(), name="publish channel")
+            opening = tasks.create_task(transport._publisher.keep(), name="publisher")
             try:
                 yield transport
             except Exception as error:
