@@ -125,3 +125,4 @@ class Publishers:
             id = str(self._number)
             await self._stage.bus.publish(Placed(), id=id)
             self.stored.append(id)
+            await asyncio.sleep(0.05)  # or a test that waits for a slow command counts many thousands
