@@ -36,7 +36,7 @@ class RabbitMQTransport:
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
-        self._cascade = Cascade(hosts, self._names, self._publishing, settings.publish_timeout)
+        self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
