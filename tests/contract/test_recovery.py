@@ -254,7 +254,7 @@ async def test_l2_a_link_that_only_half_works_is_found_while_handlers_keep_the_l
         stage.hosting(steady(log)),
         there.hosting(busy),
     ):
-        await there.bus.publish(*(Shipped(number=number) for number in range(60)))
+        await there.bus.publish(*(Shipped(number=number) for number in range(36)))
         await there.bus.publish(Placed(number=1))
         await log.reaches(1)
         if half is None:
@@ -263,7 +263,7 @@ async def test_l2_a_link_that_only_half_works_is_found_while_handlers_keep_the_l
             return
         half(proxy)
         while not lines(caplog, "connection lost", "link=consume"):
-            assert len(blocked) < 60
+            assert len(blocked) < 36
             await blocked.reaches(len(blocked) + 1)
         proxy.blackhole(up=False, down=False)
         await there.bus.publish(Placed(number=2))
