@@ -278,6 +278,8 @@ class Runs:
         """Note that a run is over, and keep its outcome if that is not settled."""
         if key is None:
             return
+        if unsettled is None:
+            self._unsettled.pop(key, None)  # kept for one that came between, and was lost too
         twin = self._running.pop(key, None)
         if twin is not None and not twin.done():
             twin.set_result(unsettled)

@@ -125,5 +125,5 @@ def _restored(kept: Path) -> Node | None:
         return None
     node = object.__new__(Node)
     for key, value in json.loads(kept.read_text()).items():
-        setattr(node, key, Path(value) if key in ("folder", "_programs") and value else value)
+        setattr(node, key, Path(value) if key in ("folder", "programs") and value else value)
     return node

@@ -21,22 +21,33 @@ IMAGE = "rabbitmq:3"
 
 
 class Node:
-    """A broker of the tests' own. `start` after `stop` or `kill` goes on with the same data."""
+    """A broker of the tests' own. `start` after `stop` or `kill` goes on with the same data.
 
-    def __init__(self) -> None:
+    One that is made `beside` another may join its cluster.
+    """
+
+    def __init__(self, beside: Node | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tidegate-broker-"))
         self.port, self._dist, self._epmd = _free_ports(3)
-        self._programs = programs()
+        self.programs = programs()
         self._name = f"tidegate{self.port}"
+        self._cookie = self._name
+        if beside is not None:
+            self._epmd, self._cookie = beside._epmd, beside._cookie
         self._container = ""
         for name in ("home", "mnesia", "log"):
             (self.folder / name).mkdir()
         cookie = self.folder / "home" / ".erlang.cookie"
-        cookie.write_text(f"tidegate{self.port}")
+        cookie.write_text(self._cookie)
         cookie.chmod(0o400)
         (self.folder / "enabled_plugins").write_text("[].")
         (self.folder / "advanced.config").write_text(ADVANCED)
         (self.folder / "rabbitmq.conf").write_text("log.file.level = info\nlog.console = false\n")
+
+    @property
+    def erlang_name(self) -> str:
+        """What Erlang calls it."""
+        return f"{self._name}@localhost"
 
     def url(self, vhost: str = "/") -> str:
         """Return the URL of a virtual host."""
@@ -44,13 +55,13 @@ class Node:
 
     def start(self) -> None:
         """Start, and return when the broker takes connections."""
-        if self._programs is None:
+        if self.programs is None:
             self._start_container()
         else:
             # a shell's background job, so that no process of the tests has to wait for it
             start = '"$0" >>log/out 2>&1 </dev/null &'
             subprocess.run(
-                ["sh", "-c", start, self._programs / "rabbitmq-server"],
+                ["sh", "-c", start, self.programs / "rabbitmq-server"],
                 cwd=self.folder,
                 env=self._environment(),
                 start_new_session=True,
@@ -101,8 +112,8 @@ class Node:
             command: list[Any] = ["docker", "exec", self._container, "rabbitmqctl", "-q", *arguments]
             environment = None
         else:
-            assert self._programs is not None
-            command = [self._programs / "rabbitmqctl", "-q", "-n", f"{self._name}@localhost", *arguments]
+            assert self.programs is not None
+            command = [self.programs / "rabbitmqctl", "-q", "-n", self.erlang_name, *arguments]
             environment = self._environment()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
         if done.returncode:
@@ -130,7 +141,7 @@ class Node:
             "LANG": "C.UTF-8",
             "ERL_EPMD_PORT": str(self._epmd),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"{self._name}@localhost",
+            "RABBITMQ_NODENAME": self.erlang_name,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist),

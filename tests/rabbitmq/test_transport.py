@@ -11,7 +11,10 @@ import pytest
 
 from bus import Ack, BusUnavailable, Message, Release, Service, Settings, Unroutable, connect, discovery
 from bus.transport import Subscription
+from bus.transport.rabbitmq import topology
+from bus.transport.rabbitmq.address import addresses
 from tests.broker.fixtures import Shared
+from tests.broker.proxy import Proxy
 from tests.contract.stage import Log, Placed, staged
 
 from .test_link_faults import tls_front
@@ -154,3 +157,22 @@ def test_the_policys_steps_and_the_step_for_deploys_are_declared() -> None:
     (handler,) = service.handlers
     delays = handler.subscription(discovery.named([service])).delays
     assert [delay.total_seconds() for delay in delays] == [0.5, 2, 8, 10, 32, 128]
+
+
+async def test_a_declaration_whose_connection_is_lost_is_neither_cancelled_nor_an_accident(
+    proxy: Proxy, vhost_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "HEARTBEAT", 1)
+    hosts = addresses(Settings(url=proxy.url(vhost_name)))
+    with pytest.raises(ConnectionError):
+        async with topology.administration(hosts) as connection:
+            channel = await connection.channel()
+            proxy.drop()
+            while not channel.is_closed:
+                await asyncio.sleep(0.01)
+            await channel.declare_queue("q")
+    with pytest.raises(ConnectionError):
+        async with topology.administration(hosts) as connection:
+            channel = await connection.channel()
+            proxy.blackhole(up=False, down=True)
+            await channel.declare_queue("q")

@@ -8,6 +8,7 @@ Two planes: aio-pika declares, browses and administers on short-lived connection
     channel.py     one channel; acks.py           copies.py        retries, dead letters, replays
     supervisor.py  keeps a link alive             dead_letters.py  dead letters, as an operator has them
     publisher.py   confirmed publishing           consumer.py      feeds; delivery.py settles
+    doubts.py      acks that may be lost          suspects.py      marks of what may kill workers
 
 Dead letters are a stream of letters and marks for each service:
 

@@ -99,6 +99,7 @@ class Channel:
         self.on_cancelled: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
         self.acks = Acks()
+        self.settled_last: deque[tuple[str, int]] = deque(maxlen=0)
         self.number = number
         self.link = link
         self._replies: deque[asyncio.Future[Any]] = deque()
@@ -115,8 +116,8 @@ class Channel:
 
     @property
     def idle(self) -> bool:
-        """Whether no publish waits for its confirm."""
-        return not self._pending
+        """Whether no publish waits for a confirm."""
+        return all(batch.future.done() for batch, _, _ in self._pending.values())
 
     async def rpc(self, command: Frame) -> Any:
         """Send a request and return the reply; raises what closed the channel."""

@@ -10,16 +10,21 @@ from typing import Final, Self
 from pamqp import commands
 
 from ...errors import AccessRefused, TidegateError
+from ...logs import logger
 from . import envelope, wire
-from .channel import Channel, ChannelClosed, Received
+from .channel import Channel, ChannelClosed, LinkLost, Received
 from .delivery import RabbitMQDelivery, Settling
+from .doubts import Doubts
 from .supervisor import Backoff, Supervisor
 from .suspects import SUSPECT
 
 
-PROBE_AFTER: Final = 15.0
+PROBE_AFTER: Final = 5.0
 """Seconds without news after which a channel is asked whether it still lives."""
-PROBE_WITHIN: Final = 10.0
+ANSWER_WITHIN: Final = 5.0
+"""Seconds that any living broker needs to answer such a question, or to open a channel."""
+CONSUME_WITHIN: Final = 10.0
+"""Seconds that a broker needs to consume from a queue, which may have to elect its leader first."""
 
 
 class Inbox:
@@ -90,6 +95,7 @@ class Feed:
         inbox: Inbox,
         limit: int,
         declare: Callable[[], Awaitable[None]] | None,
+        doubts: Doubts,
         *,
         ordered: bool = False,
     ) -> None:
@@ -98,12 +104,14 @@ class Feed:
         self._inbox = inbox
         self._limit = limit
         self._declare = declare
+        self._doubts = doubts
         self._ordered = ordered
         self._channel: Channel | None = None
         self._probing = False
         self._cancelled = self._missing = False
         self._abandoned: list[Channel] = []
         self._consumers = 0
+        self._lost_at: float | None = None
         self._tags: list[str] = []
         self._granted = 0
         self._registered = False
@@ -131,6 +139,7 @@ class Feed:
                         self._inbox.fail(AccessRefused(f"queue {self._queue!r}: {error.text}"))
                         return
                     self._missing = error.code == 404
+                    self._tell(str(error))
                 except ConnectionError:
                     pass  # the supervisor says so once
                 await asyncio.sleep(backoff())
@@ -143,9 +152,9 @@ class Feed:
         if self._missing:
             await self._ensure()
             self._missing = False
-        link = await self._supervisor.link()
-        channel = await link.channel()
+        channel = await self._opened()
         try:
+            channel.settled_last = deque(maxlen=max(self._limit, 1))
             channel.on_delivery = self._arrived
             channel.on_cancelled = self._on_cancelled
             channel.on_end = self._wake.set
@@ -154,7 +163,9 @@ class Feed:
             self._registered = False
             self._channel = channel
             await self._apply()
-            backoff.reset()
+            if channel.error is None:
+                backoff.reset()
+                self._tell_again()
             while channel.error is None and not self._cancelled:
                 if not await self._news():
                     await self._probe(channel)
@@ -166,6 +177,8 @@ class Feed:
         finally:
             self._channel = None
             self._inbox.take_back(channel)
+            if channel.error is not None:
+                self._doubts.add(channel.settled_last)
             if channel not in self._abandoned:
                 await channel.aclose()
 
@@ -176,9 +189,31 @@ class Feed:
         name that was declared again.
         """
         self._missing = True
+        self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
         channel.on_delivery, channel.on_cancelled, channel.on_end = lambda _: None, lambda: None, lambda: None
         channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
+
+    async def _opened(self) -> Channel:
+        link = await self._supervisor.link()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                return await link.channel()
+        except TimeoutError:
+            link.give_up(f"no answer within {ANSWER_WITHIN:g} s")
+            raise LinkLost("the link does not answer") from None
+
+    def _tell(self, why: str) -> None:
+        """Say once that the queue is not consumed from, where its link is not to blame."""
+        if self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
+            logger().warning("not consuming", queue=self._queue, error=why)
+
+    def _tell_again(self) -> None:
+        if self._lost_at is not None:
+            after = round(asyncio.get_running_loop().time() - self._lost_at, 1)
+            logger().info("consuming again", queue=self._queue, after=after)
+            self._lost_at = None
 
     async def _news(self) -> bool:
         """Wait for something to do; return whether there is anything."""
@@ -193,7 +228,7 @@ class Feed:
     async def _probe(self, channel: Channel) -> None:
         """Ask for an answer: a channel that died at the broker without a word would be waited for for ever."""
         try:
-            async with asyncio.timeout(PROBE_WITHIN):
+            async with asyncio.timeout(ANSWER_WITHIN):
                 await channel.rpc(commands.Basic.Qos(prefetch_count=self._limit))
         except TimeoutError:
             await channel.aclose()
@@ -217,21 +252,28 @@ class Feed:
             channel = self._channel
             if channel is None or channel.error is not None:
                 return
-            wanted = min(self._limit, 1) if self._probing else self._limit
-            if wanted < self._granted:
-                tags, self._tags, self._granted = self._tags, [], 0
-                for tag in tags:
-                    await channel.rpc(commands.Basic.Cancel(consumer_tag=tag))
-                if not wanted:
-                    channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
-            missing, self._granted = wanted - self._granted, wanted
-            if missing:
-                # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
-                self._consumers += 1
-                self._tags.append(str(self._consumers))
-                await channel.rpc(commands.Basic.Qos(prefetch_count=missing))
-                await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._tags[-1]))
-            self._registered = True
+            try:
+                async with asyncio.timeout(CONSUME_WITHIN):
+                    await self._grant(channel, min(self._limit, 1) if self._probing else self._limit)
+                    self._registered = True
+            except TimeoutError:
+                self._tell(f"no answer within {CONSUME_WITHIN:g} s")
+                channel.leave()
+
+    async def _grant(self, channel: Channel, wanted: int) -> None:
+        if wanted < self._granted:
+            tags, self._tags, self._granted = self._tags, [], 0
+            for tag in tags:
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag))
+            if not wanted:
+                channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+        missing, self._granted = wanted - self._granted, wanted
+        if missing:
+            # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
+            self._consumers += 1
+            self._tags.append(str(self._consumers))
+            await channel.rpc(commands.Basic.Qos(prefetch_count=missing))
+            await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._tags[-1]))
 
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
@@ -266,10 +308,11 @@ class Feed:
 class RabbitMQConsumer:
     """Takes the deliveries of a subscription: of its own queue, and of the foreign queues that are its sources."""
 
-    def __init__(self, inbox: Inbox, feeds: list[Feed], settling: Settling) -> None:
+    def __init__(self, inbox: Inbox, feeds: list[Feed], settling: Settling, doubts: Doubts) -> None:
         self._inbox = inbox
         self._feeds = feeds
         self._settling = settling
+        self._doubts = doubts
 
     @property
     def consuming(self) -> bool:
@@ -280,9 +323,14 @@ class RabbitMQConsumer:
         return self
 
     async def __anext__(self) -> RabbitMQDelivery:
-        inbox = self._inbox
-        received = inbox.ready.popleft() if inbox.ready else await inbox.get()
-        return RabbitMQDelivery(received, self._settling)
+        inbox, doubts = self._inbox, self._doubts
+        while True:
+            received = inbox.ready.popleft() if inbox.ready else await inbox.get()
+            delivery = RabbitMQDelivery(received, self._settling)
+            came_again = delivery.redelivered > 0
+            if not doubts.settled(delivery.message.id, delivery.attempt, redelivered=came_again):
+                return delivery
+            delivery.ack()
 
     async def limit(self, unsettled: int) -> None:
         """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""

@@ -173,7 +173,14 @@ class RabbitMQDelivery:
             case _:
                 assert_never(outcome)
         self._require_channel()
-        self._received.channel.settle(self._tag)
+        self.ack()
+
+    def ack(self) -> None:
+        """Ack it: its outcome is carried out."""
+        channel, arrived = self._received.channel, self._arrived
+        channel.settle(self._tag)
+        if not arrived.message.id_made_up:
+            channel.settled_last.append((arrived.message.id, arrived.attempt))
 
     async def _copied(self, copy: Parcel, delay: timedelta = NO_DELAY) -> None:
         settling = self._settling

@@ -42,7 +42,7 @@ class Link(asyncio.Protocol):
         self.closed = asyncio.Event()
         self.error: ConnectionError | None = None
         self.frame_max = FRAME_MAX
-        self.blocked = False
+        self.blocked = ""
         self.answers_cancel = False
         self._address = address
         self._heartbeat = address.heartbeat
@@ -156,6 +156,10 @@ class Link(asyncio.Protocol):
             self._out_bytes = 0
             self._said = self._loop.time()
         self._let_write()
+
+    def give_up(self, why: str) -> None:
+        """End the link without a goodbye: its peer does not answer."""
+        self._fail(LinkLost(f"{self._address}: {why}"), abort=True)
 
     async def aclose(self) -> None:
         """Flush, say goodbye, and close; the broker's answer is waited for `GOODBYE` at most."""
@@ -275,10 +279,12 @@ class Link(asyncio.Protocol):
             case commands.Connection.CloseOk():
                 self._fail(LinkLost("closed"))
             case commands.Connection.Blocked():
-                self.blocked = True
+                self.blocked = (
+                    f"{self._address}: the broker takes no publishes now: {command.reason or 'it says not why'}"
+                )
                 self._give_up_unacknowledged(after=0)  # the broker reads nothing now, and is alive
             case commands.Connection.Unblocked():
-                self.blocked = False
+                self.blocked = ""
                 self._give_up_unacknowledged(after=self._heartbeat * 2)
                 self._let_write()
 
@@ -326,7 +332,7 @@ class Link(asyncio.Protocol):
         for channel in list(self._channels.values()):
             channel.end(error)
         self._channels.clear()
-        self._paused = self.blocked = False
+        self._paused, self.blocked = False, ""
         self._let_write()
         if self._transport is not None:
             self._transport.abort() if abort else self._transport.close()

@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Final
 
 from pamqp import commands
 
 from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
-from .channel import Batch, Channel, ChannelClosed, Parcel
+from .channel import Batch, Channel, ChannelClosed, LinkLost, Parcel
+from .link import Link
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
+
+
+ASK_AFTER: Final = 2.0
+"""Seconds without a confirm after which a link is asked for an answer; one that is dead would be believed for long."""
+OPEN_WITHIN: Final = 4.0
+"""Seconds after which a link is given up that does not open a channel, though it takes bytes."""
+ELECTION: Final = 5.0
+"""Seconds for which what was refused is published again: a queue that has lost its leader refuses until it has one."""
 
 
 class WriteRefused(PublishRefused, AccessRefused):
@@ -22,7 +33,7 @@ class Publisher:
     """Publishes parcels on one confirm channel of a supervised link; many tasks may publish at once.
 
     A message whose fate is unknown, because the link was lost before its confirm, is published again with the same id
-    on the next link, until the timeout.
+    on the next link, until the timeout. `keep` runs for as long as anyone publishes.
     """
 
     def __init__(self, supervisor: Supervisor, exchange: str, timeout: float) -> None:
@@ -31,14 +42,71 @@ class Publisher:
         self._timeout = timeout
         self._channel: Channel | None = None
         self._retired: list[Channel] = []
-        self._opening = asyncio.Lock()
+        self._wanted = asyncio.Event()
+        self._opened: asyncio.Future[None] | None = None
         self._deadlines: deque[tuple[float, Batch]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    async def keep(self) -> None:
+        """Open channels, and watch over confirms; ends by being cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_open(), name="publish channel")
+            tasks.create_task(self._watch(), name="publish watch")
+
+    async def _watch(self) -> None:
+        """Ask the link for an answer where no confirm came for long."""
+        oldest: Batch | None = None
+        while True:
+            await asyncio.sleep(ASK_AFTER)
+            waiting = next((batch for _, batch in self._deadlines if not batch.future.done()), None)
+            if waiting is not None and waiting is oldest and (channel := self._channel) is not None:
+                await self._ask(channel.link)
+            oldest = waiting
+
+    async def _ask(self, link: Link) -> None:
+        if link.blocked:
+            return  # it does not answer, and says why
+        try:
+            async with asyncio.timeout(OPEN_WITHIN):
+                (await link.channel()).leave()
+        except TimeoutError:
+            self._give_up(link)
+        except ConnectionError:
+            pass
+
+    def _give_up(self, link: Link) -> None:
+        if not link.blocked:
+            link.give_up(f"no answer within {OPEN_WITHIN:g} s")
+
+    async def _keep_open(self) -> None:
+        """Open a channel whenever one is wanted.
+
+        It is nobody's publish that opens the channel: those whose time is over would begin anew again and again.
+        """
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                self._channel = await self._open()
+            except (ConnectionError, AccessRefused) as error:
+                self._tell(error)
+            else:
+                self._tell(None)
+
+    def _tell(self, error: Exception | None) -> None:
+        opened, self._opened = self._opened, None
+        if opened is None or opened.done():
+            return
+        if error is None:
+            opened.set_result(None)
+        else:
+            opened.set_exception(error)
+            opened.exception()  # whoever waited may have left
 
     async def publish(self, parcels: Sequence[Parcel], deadline: float | None = None) -> None:
         """Return when every parcel is stored. Raises Unroutable, PublishRefused or BusUnavailable with all fates.
 
-        Tries until `deadline`, in the loop's time; by default for the publish timeout.
+        `deadline` is on the loop's clock; without one it is the publish timeout from now.
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout
@@ -56,19 +124,21 @@ class Publisher:
     ) -> None:
         """Publish what is unknown again and again, until every fate is known or the timeout is over."""
         loop = asyncio.get_running_loop()
-        fates: dict[str, Fate] = {}
-        why, backoff, allowed = "", Backoff(), True
+        fates = dict.fromkeys((parcel.id for parcel in parcels), Fate.UNKNOWN)
+        why, allowed, asked_until = "", True, 0.0
+        # where one queue refuses, others do not, and get another copy with each try
+        backoff, hesitation = Backoff(), Backoff(first=0.5, limit=2)
         left = parcels
         while left:
             if channel is None or told is None:
                 try:
                     channel = await self._writable(deadline)
                 except TimeoutError:
-                    why = why or self._supervisor.trouble
+                    why = self._supervisor.trouble or why
                     break
                 except ConnectionError as error:
                     why = str(error)
-                    await asyncio.sleep(backoff())
+                    await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
                     continue
                 told = await self._send(channel, left, deadline).future
             if isinstance(channel.error, ChannelClosed):
@@ -76,17 +146,23 @@ class Publisher:
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
             elif Fate.REFUSED in told:
                 self._retire(channel)
+                asked_until = asked_until or loop.time() + ELECTION
+            elif Fate.UNKNOWN in told and channel.link.open_for_writing:
+                self._retire(channel)
             fates |= {parcel.id: fate for parcel, fate in zip(left, told, strict=True)}
-            left = [parcel for parcel, fate in zip(left, told, strict=True) if fate is Fate.UNKNOWN]
-            if left and loop.time() >= deadline:
-                break
+            again = {Fate.UNKNOWN, Fate.REFUSED} if loop.time() < asked_until else {Fate.UNKNOWN}
+            left = [parcel for parcel in left if fates[parcel.id] in again]
             channel = told = None
+            if left and loop.time() >= deadline:
+                why = self._supervisor.trouble or why
+                break
             if left:
-                await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
-        self._raise_for(fates, left, why, allowed=allowed)
+                pause = hesitation if any(fates[parcel.id] is Fate.REFUSED for parcel in left) else backoff
+                await asyncio.sleep(min(pause(), max(deadline - loop.time(), 0)))
+        self._raise_for(fates, why, allowed=allowed)
 
     def _retire(self, channel: Channel) -> None:
-        """Use another channel from now on: a quorum queue that refused a channel once goes on to refuse it."""
+        """Use another channel from now on: what refused a channel once, or kept silent to it, may do so for ever."""
         if self._channel is channel:
             self._channel = None
             self._retired.append(channel)
@@ -97,61 +173,75 @@ class Publisher:
         except Malformed as error:
             fates = {parcel.id: Fate.REFUSED for parcel in parcels}
             raise PublishRefused(f"the headers do not fit into a frame: {error}", fates) from error
-        while self._deadlines and self._deadlines[0][1].future.done():
-            self._deadlines.popleft()
-        self._deadlines.append((deadline, batch))
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._sweep)
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][1].future.done():
+            deadlines.popleft()
+        late = bool(deadlines) and deadlines[-1][0] > deadline
+        deadlines.append((deadline, batch))
+        if late:  # published again after an outage, among others that began later
+            self._deadlines = deque(sorted(deadlines, key=itemgetter(0)))
+        if self._timer is None or (late and self._timer.when() > deadline):
+            self._wake_at(deadline)
         return batch
+
+    def _wake_at(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._sweep)
 
     def _sweep(self) -> None:
         """End the batches that are overdue. One timer for all: a timeout for each message costs too much."""
         self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1].future.done()):
             self._deadlines.popleft()[1].end()
         if self._deadlines:
-            self._timer = loop.call_at(self._deadlines[0][0], self._sweep)
+            self._wake_at(self._deadlines[0][0])
 
     async def _writable(self, deadline: float) -> Channel:
         """Return the channel, ready to take more. Raises TimeoutError at the deadline."""
         channel = self._channel
-        if channel is None or channel.error is not None or not channel.link.open_for_writing:
-            async with asyncio.timeout_at(deadline):
-                channel = await self._open()
-                await channel.link.writable()
+        async with asyncio.timeout_at(deadline):
+            while channel is None or channel.error is not None:
+                await self._supervisor.link()
+                if self._opened is None:
+                    self._opened = asyncio.get_running_loop().create_future()
+                    self._wanted.set()
+                await asyncio.shield(self._opened)
+                channel = self._channel
+            await channel.link.writable()
         return channel
 
     async def _open(self) -> Channel:
-        async with self._opening:
-            if self._channel is not None and self._channel.error is None:
-                return self._channel
-            link = await self._supervisor.link()
-            for retired in [retired for retired in self._retired if retired.idle]:
-                self._retired.remove(retired)
-                await retired.aclose()
-            scratch = await link.channel()
-            try:
-                await scratch.rpc(
-                    commands.Exchange.Declare(exchange=self._exchange, exchange_type="topic", durable=True)
-                )
-            except ChannelClosed:
-                # no right to configure, or declared otherwise: what is there may do, and publishing tells
-                pass
-            else:
-                await scratch.aclose()
-            self._channel = await link.channel(confirm=True)
-            return self._channel
+        link = await self._supervisor.link()
+        await link.writable()  # a blocked broker does not answer either
+        try:
+            async with asyncio.timeout(OPEN_WITHIN):
+                for retired in [retired for retired in self._retired if retired.idle]:
+                    self._retired.remove(retired)
+                    retired.leave()
+                scratch = await link.channel()
+                try:
+                    await scratch.rpc(
+                        commands.Exchange.Declare(exchange=self._exchange, exchange_type="topic", durable=True)
+                    )
+                except ChannelClosed:
+                    # no right to configure, or declared otherwise: what is there may do, and publishing tells
+                    pass
+                finally:
+                    scratch.leave()
+                return await link.channel(confirm=True)
+        except TimeoutError as error:
+            self._give_up(link)
+            raise LinkLost(f"no answer within {OPEN_WITHIN:g} s") from error
 
-    def _raise_for(self, fates: dict[str, Fate], left: Sequence[Parcel], why: str, *, allowed: bool) -> None:
-        if left:
-            fates |= {parcel.id: Fate.UNKNOWN for parcel in left}
+    def _raise_for(self, fates: dict[str, Fate], why: str, *, allowed: bool) -> None:
+        told = set(fates.values())
+        if Fate.UNKNOWN in told:
             because = f": {why}" if why else ""
             raise BusUnavailable(
                 f"not confirmed within {self._timeout:g} s{because}; publish again with id= to be safe", fates
             )
-        told = set(fates.values())
         if Fate.UNROUTABLE in told:
             raise Unroutable("no queue wants the message", fates)
         if Fate.REFUSED in told:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ...errors import AccessRefused
 from .address import Address
 from .channel import LinkLost
 from .link import Link, LinkRefused
+
+
+FIRST_PATIENCE: Final = 2.0
+"""Seconds that each host has to answer in the first round over the hosts; doubled each round, up to `PATIENCE`."""
+PATIENCE: Final = 10.0
+STEADY: Final = 5.0
+"""Seconds of a link's life after which the next loss is an outage of its own, and not more of the same."""
 
 
 class Backoff:
@@ -41,45 +48,72 @@ class Supervisor:
         self._logger = logger
         self._link: Link | None = None
         self._refused: AccessRefused | None = None
-        self.trouble = ""
+        self._let_in = False
+        self._tries = 0
+        self._lost_at: float | None = None
+        self._trouble = ""
         self._changed = asyncio.Event()
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the link; empty while nothing is."""
+        return self._link.blocked if self._link is not None else self._trouble
 
     async def keep(self) -> None:
         """Connect, and connect again; ends by being cancelled, and closes its link then."""
-        backoff, tries, lost_at = Backoff(), 0, 0.0
-        clock = asyncio.get_running_loop().time
+        backoff, clock = Backoff(), asyncio.get_running_loop().time
         while True:
-            address = self._addresses[tries % len(self._addresses)]
-            tries += 1
-            try:
-                link = await Link.connect(address)
-            except LinkRefused as error:
-                self._refused = AccessRefused(str(error))
-                self._tell()
-                await asyncio.sleep(backoff())
-                continue
-            except LinkLost as error:
-                self.trouble = str(error)
-                if not lost_at:
-                    lost_at = clock()
-                    self._logger.warning("broker unreachable", link=self._purpose, error=str(error))
-                await asyncio.sleep(backoff())
-                continue
-            if lost_at:
-                self._logger.info("broker reachable", link=self._purpose, after=round(clock() - lost_at, 1))
-            self._link, self._refused, self.trouble, lost_at = link, None, "", 0.0
+            link, since = await self._reach(backoff), clock()
+            self._link, self._refused, self._let_in, self._lost_at = link, None, True, None
             self._tell()
             try:
                 await link.closed.wait()
             finally:
                 self._link = None
                 await link.aclose()
-            backoff.reset()
-            lost_at, self.trouble = clock(), str(link.error)
-            self._logger.warning("connection lost", link=self._purpose, error=str(link.error))
+            self._lost_at, self._trouble = clock(), str(link.error)
+            self._logger.warning("connection lost", link=self._purpose, error=self._trouble)
+            # where every link ends at once, a broker in trouble is not to be stormed
+            if clock() - since > STEADY:
+                backoff.reset()
+            await asyncio.sleep(backoff())
+
+    async def _reach(self, backoff: Backoff) -> Link:
+        """Try one host after the other, and wait after each round, until one answers."""
+        clock, patience = asyncio.get_running_loop().time, FIRST_PATIENCE
+        while True:
+            refused: LinkRefused | None = None
+            for _ in self._addresses:
+                address = self._addresses[self._tries % len(self._addresses)]
+                self._tries += 1
+                try:
+                    link = await Link.connect(address, timeout=patience)
+                except LinkRefused as error:
+                    refused = error
+                    if self._let_in:  # else whoever waits is told
+                        self._not_reached(error)
+                except LinkLost as error:
+                    self._not_reached(error)
+                else:
+                    if self._lost_at is not None:
+                        after = round(clock() - self._lost_at, 1)
+                        self._logger.info("broker reachable", link=self._purpose, after=after)
+                    return link
+            if refused is not None and not self._let_in:
+                # who was let in before waits: what decides on logins may be in trouble, too
+                self._refused = AccessRefused(str(refused))
+                self._tell()
+            patience = min(patience * 2, PATIENCE)
+            await asyncio.sleep(backoff())
+
+    def _not_reached(self, error: Exception) -> None:
+        self._trouble = str(error)
+        if self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
+            self._logger.warning("broker unreachable", link=self._purpose, error=self._trouble)
 
     async def link(self) -> Link:
-        """Return the link, waiting for it without a bound. Raises AccessRefused while the broker says a definite no."""
+        """Return the link, waiting for it without a bound. Raises AccessRefused where no host ever let it in."""
         while self._link is None or self._link.error is not None:
             if self._refused is not None:
                 raise self._refused

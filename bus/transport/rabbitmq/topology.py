@@ -7,6 +7,7 @@ plain and short-lived.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,14 +26,19 @@ from aio_pika.exceptions import (
 from pamqp.common import FieldTable
 
 from ...errors import AccessRefused, BusUnavailable, TidegateError, TopologyMismatch
+from ...logs import logger
 from .. import Subscription
 from .address import Address
+from .supervisor import FIRST_PATIENCE, PATIENCE
 
 
 DELIVERY_LIMIT: Final = 1_000
 """A backstop only: what kills workers is dead-lettered long before. Never -1: 3.10 discards after one return."""
 CONSUMER_TIMEOUT: Final = 1_800_000
-CONNECT_TIMEOUT: Final = 10.0
+CLOSE_WITHIN: Final = 2.0
+ANSWER_WITHIN: Final = 30.0
+"""Seconds that one subscription, or the delay cascade, may take to be declared before its connection is given up."""
+HEARTBEAT: Final = 10
 STREAM: Final[FieldTable] = {"x-queue-type": "stream"}
 """Arguments of a generation of dead letters: kept without limit."""
 MARKS_LAST: Final = "7D"
@@ -125,35 +131,67 @@ def step_arguments(names: Names, service: str, delay: timedelta) -> dict[str, An
 async def administration(addresses: Sequence[Address]) -> AsyncIterator[AbstractConnection]:
     """Open a plain connection to the first host that answers, and close it in the end.
 
-    Raises AccessRefused for a definite no, and ConnectionError where no host answers.
+    Raises AccessRefused for a definite no, and ConnectionError where no host answers, or where the connection is lost.
+    After a failure a deque of addresses is turned: a host may answer and still not serve.
     """
-    connection = await _connect(addresses)
+    connection = await _connect(tuple(addresses))
+    failed = True
     try:
         yield connection
+        failed = False
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        # aiormq ends whoever waits on a connection that it lost by a cancellation
+        raise ConnectionError("the connection was lost") from error
+    except (RuntimeError, OSError, EOFError) as error:
+        # and a call on one that is gone by such as these
+        raise ConnectionError(f"the connection was lost: {error!r}") from error
     finally:
-        await connection.close()
+        if failed and isinstance(addresses, deque):
+            addresses.rotate(-1)
+        try:
+            async with asyncio.timeout(CLOSE_WITHIN):
+                await connection.close()
+        except (TimeoutError, AMQPError, RuntimeError, OSError, EOFError):
+            pass  # the peer is gone
 
 
 async def _connect(addresses: Sequence[Address]) -> AbstractConnection:
-    reasons = []
-    for address in addresses:
-        try:
-            return await aio_pika.connect(
-                host=address.host,
-                port=address.port,
-                login=address.login,
-                password=address.password,
-                virtualhost=address.vhost,
-                ssl=address.tls is not None,
-                ssl_context=address.tls,
-                timeout=CONNECT_TIMEOUT,
-                client_properties={"connection_name": f"{address.name} administration"},
-            )
-        except ProbableAuthenticationError as error:
-            raise AccessRefused(f"{address}: the broker refused the login of {address.login!r}") from error
-        except (OSError, TimeoutError, AMQPError) as error:
-            reasons.append(f"{address}: {error!r}")
-    raise ConnectionError("; ".join(reasons))
+    reasons, refused, patience = [], None, FIRST_PATIENCE
+    while True:
+        for address in addresses:
+            try:
+                return await _connect_to(address, patience)
+            except ProbableAuthenticationError:
+                refused = AccessRefused(f"{address}: the broker refused the login of {address.login!r}")
+            except (OSError, EOFError, RuntimeError, AMQPError, UnicodeError) as error:
+                reasons.append(f"{address}: {error!r}")
+        if refused is not None:
+            raise refused
+        if patience == PATIENCE:
+            raise ConnectionError("; ".join(reasons[-len(addresses) :]))
+        patience = PATIENCE
+
+
+async def _connect_to(address: Address, patience: float) -> AbstractConnection:
+    try:
+        return await aio_pika.connect(
+            host=address.host,
+            port=address.port,
+            login=address.login,
+            password=address.password,
+            virtualhost=address.vhost,
+            ssl=address.tls is not None,
+            ssl_context=address.tls,
+            timeout=patience,
+            heartbeat=HEARTBEAT,
+            client_properties={"connection_name": f"{address.name} administration"},
+        )
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        raise ConnectionError("the connection was lost") from error
 
 
 async def declare(
@@ -166,20 +204,20 @@ async def declare(
     faults: dict[str, TidegateError] = {}
     done: set[str] = set()
     for subscription in subscriptions:
-        channel = await connection.channel()
         try:
-            if subscription.service not in done:
-                await _declare_service(connection, channel, names, subscription.service)
-                done.add(subscription.service)
-            await _declare_subscription(channel, names, subscription)
+            async with asyncio.timeout(ANSWER_WITHIN):
+                channel = await connection.channel()
+                if subscription.service not in done:
+                    await _declare_service(connection, channel, names, subscription.service)
+                    done.add(subscription.service)
+                await _declare_subscription(channel, names, subscription)
+                await channel.close()
         except ChannelPreconditionFailed as error:
             faults[subscription.name] = mismatch(subscription.name, str(error))
         except ChannelClosed as error:
             if "ACCESS_REFUSED" not in str(error):
                 raise
             faults[subscription.name] = AccessRefused(f"{subscription.name}: {error}")
-        else:
-            await channel.close()
     return faults
 
 
@@ -254,7 +292,11 @@ async def declare_suspects(addresses: Sequence[Address], stream: str) -> None:
         "x-stream-max-segment-size-bytes": SEGMENT,
     }
     try:
-        async with administration(addresses) as connection, connection.channel() as channel:
+        async with (
+            asyncio.timeout(ANSWER_WITHIN),
+            administration(addresses) as connection,
+            connection.channel() as channel,
+        ):
             await channel.declare_queue(stream, durable=True, arguments=arguments)
     except ChannelClosed as error:
         raise AccessRefused(f"{stream}: {error}") from error
@@ -266,9 +308,13 @@ async def declare_when_up(
     addresses: Sequence[Address], names: Names, subscriptions: Sequence[Subscription], backoff: Any
 ) -> dict[str, TidegateError]:
     """Declare as soon as a broker answers; waits without a bound. Raises AccessRefused for a definite no."""
+    told = False
     while True:
         try:
             async with administration(addresses) as connection:
                 return await declare(connection, names, subscriptions)
-        except (ConnectionError, AMQPError, TimeoutError):
+        except (ConnectionError, AMQPError, TimeoutError) as error:
+            if not told:
+                logger().warning("the topology cannot be declared now", error=str(error) or repr(error))
+            told = True
             await asyncio.sleep(backoff())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from .channel import Parcel
 from .consumer import Feed, Inbox, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
+from .doubts import Doubts
 from .publisher import Publisher
 from .supervisor import Backoff, Supervisor
 from .suspects import Suspects
@@ -28,13 +30,13 @@ class RabbitMQTransport:
 
     def __init__(self, settings: Settings, hosts: Sequence[Address]) -> None:
         log = logger()
-        self._addresses = hosts
+        self._addresses = deque(hosts)
         self._names = topology.Names(settings.namespace)
         self._events = self._names.events
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
-        self._cascade = Cascade(hosts, self._names, self._publishing, settings.publish_timeout)
+        self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
@@ -52,6 +54,7 @@ class RabbitMQTransport:
         async with asyncio.TaskGroup() as tasks:
             transport._tasks = tasks
             publishing = tasks.create_task(transport._publishing.keep(), name="publish link")
+            opening = tasks.create_task(transport._publisher.keep(), name="publisher")
             try:
                 yield transport
             except Exception as error:
@@ -59,6 +62,7 @@ class RabbitMQTransport:
             finally:
                 await transport.aclose()
                 await transport._dead_letters.aclose()
+                opening.cancel()
                 publishing.cancel()
                 if transport._consuming_task is not None:
                     transport._consuming_task.cancel()
@@ -119,15 +123,15 @@ class RabbitMQTransport:
         if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
             raise fault
         self._start_consuming()
-        inbox = Inbox()
+        inbox, doubts = Inbox(), Doubts()
 
         async def redeclare() -> None:
             self._cascade.forget()
             await self.declare([subscription])
 
         own = self._names.queue(subscription)
-        feeds = [Feed(self._consuming, own, inbox, limit, redeclare, ordered=subscription.ordered)]
-        feeds += [Feed(self._consuming, source, inbox, limit, None) for source in subscription.sources]
+        feeds = [Feed(self._consuming, own, inbox, limit, redeclare, doubts, ordered=subscription.ordered)]
+        feeds += [Feed(self._consuming, source, inbox, limit, None, doubts) for source in subscription.sources]
         settling = Settling(
             subscription,
             self._names,
@@ -140,7 +144,7 @@ class RabbitMQTransport:
         async with asyncio.TaskGroup() as tasks:
             keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
             try:
-                yield RabbitMQConsumer(inbox, feeds, settling)
+                yield RabbitMQConsumer(inbox, feeds, settling, doubts)
             finally:
                 for task in keeping:
                     task.cancel()

@@ -1,0 +1,41 @@
+"""What was acked last on a connection that was lost: the broker may not have read it, and then sends it again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+
+Settled: TypeAlias = tuple[str, int]
+"""A message's id and the attempt."""
+LAST: Final = 180.0
+"""Seconds after which what came not again does not come: a broker misses a silent peer in half of that."""
+
+
+class Doubts:
+    """The deliveries of one subscription whose acks may be lost: their work is done, and a second ack is all they need.
+
+    A broker hands out no more than the prefetch, so it has not read the acks of so many at most: the last ones.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[Settled, float] = {}
+
+    def add(self, settled: Iterable[Settled]) -> None:
+        """Note what was acked last when the connection was lost."""
+        now = asyncio.get_running_loop().time()
+        self._until = {key: until for key, until in self._until.items() if until > now}
+        self._until |= dict.fromkeys(settled, now + LAST)
+
+    def settled(self, id: str, attempt: int, *, redelivered: bool) -> bool:
+        """Tell whether a delivery was settled before; what comes for the first time, as a replay does, was not."""
+        if not self._until:
+            return False
+        until = self._until.get((id, attempt))
+        if until is None:
+            return False
+        if redelivered and until > asyncio.get_running_loop().time():
+            return True
+        del self._until[id, attempt]
+        return False

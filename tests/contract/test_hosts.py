@@ -1,0 +1,65 @@
+"""Several hosts: whichever serves is found, and found again."""
+
+from __future__ import annotations
+
+import pytest
+
+from bus import Service
+from bus.transport.rabbitmq import consumer, topology
+from tests.broker.fixtures import Shared
+from tests.broker.proxy import Proxy
+
+from .outages import heal, refuse, swallow_all
+from .stage import Log, Placed, staged
+
+
+def steady(log: Log[int]) -> Service:
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    return service
+
+
+async def test_l2_of_several_hosts_the_one_that_serves_is_found_and_the_next_one_after_it(
+    broker: Shared, vhost_name: str
+) -> None:
+    log: Log[int] = Log()
+    async with (
+        Proxy(broker.port).running() as refusing,
+        Proxy(broker.port).running() as swallowing,
+        Proxy(broker.port).running() as first,
+        Proxy(broker.port).running() as second,
+    ):
+        refuse(refusing)
+        swallow_all(swallowing)
+        ports = [f"127.0.0.1:{proxy.port}" for proxy in (refusing, swallowing, first, second)]
+        url = f"amqp://guest:guest@{ports[0]},no-such-host.invalid:1,{','.join(ports[1:])}/{vhost_name}"
+        async with staged("rabbitmq", url, publish_timeout=20) as stage, stage.hosting(steady(log)):
+            await stage.bus.publish(Placed(number=1))
+            await log.reaches(1)
+            for number, (gone, back) in enumerate(((first, second), (second, first)), 2):
+                heal(back)
+                refuse(gone)
+                await stage.bus.publish(Placed(number=number))
+                await log.holds(lambda seen, number=number: number in seen, f"number {number}")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bytes", [0, 600, 1_100])
+async def test_l2_a_host_that_goes_silent_while_it_declares_is_left_for_the_next(
+    proxy: Proxy, broker: Shared, vhost_name: str, bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "ANSWER_WITHIN", 2)
+    monkeypatch.setattr(topology, "FIRST_PATIENCE", 0.5)
+    for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):
+        monkeypatch.setattr(consumer, bound, 1)
+    log: Log[int] = Log()
+    host = f"127.0.0.1:{broker.port}"
+    async with staged("rabbitmq", f"amqp://guest:guest@127.0.0.1:{proxy.port},{host}/{vhost_name}") as stage:
+        await stage.bus.publish(Placed())
+        proxy.cut_after(bytes, connections=100, swallow=True)
+        async with stage.hosting(steady(log)):
+            await stage.bus.publish(Placed(number=1))
+            await log.reaches(1)

@@ -1,0 +1,270 @@
+"""L2: what else may be lost, and how soon a worker is back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import aio_pika
+import pytest
+
+from bus import Message, Service
+from bus.service import Queue
+from bus.transport.rabbitmq import consumer, publisher
+from tests.broker.fixtures import Shared
+from tests.broker.node import Node
+from tests.broker.proxy import Proxy
+
+from .outages import Outage, swallow_down, swallow_up
+from .stage import Log, Placed, Shipped, Stage, staged
+
+
+KILL_CHANNELS = (
+    "[rabbit_channel:shutdown(P) || P <- rabbit_channel:list_local(),"
+    ' rabbit_channel:info(P, [vhost]) =:= [{{vhost, <<"{vhost}">>}}]].'
+)
+
+
+def steady(log: Log[int], concurrency: int = 8) -> Service:
+    service = Service("steady", concurrency=concurrency)
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    return service
+
+
+def lines(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:
+    told = [record.getMessage() for record in caplog.records]
+    return [line for line in told if all(word in line for word in words)]
+
+
+async def test_l2_a_worker_whose_channels_die_without_a_word_finds_out(
+    rabbitmq: Stage, broker: Shared, vhost_name: str
+) -> None:
+    log: Log[int] = Log()
+    async with rabbitmq.hosting(steady(log)):
+        await rabbitmq.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        await asyncio.to_thread(broker.node.ctl, "eval", KILL_CHANNELS.format(vhost=vhost_name))
+        await rabbitmq.bus.publish(Placed(number=2))
+        await log.holds(lambda seen: 2 in seen, "the second")
+
+
+async def test_l2_a_connection_that_a_firewall_forgot_is_found_before_any_heartbeat_is_missed(
+    proxy: Proxy, vhost_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):
+        monkeypatch.setattr(consumer, bound, 1)
+    monkeypatch.setattr(publisher, "OPEN_WITHIN", 1)
+    monkeypatch.setattr(publisher, "ASK_AFTER", 0.5)
+    log: Log[int] = Log()
+    async with staged("rabbitmq", proxy.url(vhost_name), publish_timeout=20) as stage, stage.hosting(steady(log)):
+        await stage.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        proxy.forget()  # maybe while the worker still opens up
+        await stage.bus.publish(Placed(number=2))
+        await log.holds(lambda seen: 2 in seen, "the second")
+
+
+async def test_l2_a_channel_that_the_broker_closes_is_opened_again_and_what_ran_is_not_run_again(
+    own_broker: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a worker that starts while its broker is down."""
+    await asyncio.to_thread(own_broker.ctl, "eval", "application:set_env(rabbit, consumer_timeout, 1500).")
+    begun: Log[int] = Log()
+    ended: Log[int] = Log()
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        begun.append(placed.number)
+        await asyncio.sleep(5 if placed.number == 1 else 0)
+        ended.append(placed.number)
+
+    caplog.set_level("INFO", logger="tidegate")
+    async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage:
+        async with stage.hosting(service):
+            await stage.bus.publish(Placed(number=1), Placed(number=2))
+            await ended.reaches(2)
+            await stage.bus.publish(Placed(number=3))
+            await ended.reaches(3)
+        assert await stage.ready("steady.work") == 0
+        assert Counter(begun) == Counter(ended) == {1: 1, 2: 1, 3: 1}
+        closed = lines(caplog, "not consuming", "steady.work", "PRECONDITION_FAILED")
+        assert 1 <= len(closed) == len(lines(caplog, "consuming again", "steady.work"))
+        assert lines(caplog, "connection lost") == []
+    await asyncio.to_thread(own_broker.stop)
+    async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage, asyncio.TaskGroup() as tasks:
+
+        async def work_on() -> None:
+            async with stage.hosting(service):
+                await stage.bus.publish(Placed(number=4))
+                await ended.reaches(4)
+
+        tasks.create_task(work_on())
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(own_broker.start)
+    assert len(lines(caplog, "broker unreachable", "link=publish")) == 1
+
+
+async def test_l2_a_queue_that_is_deleted_is_said_once(rabbitmq: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    log: Log[int] = Log()
+    service = steady(log)
+
+    @service.on(Queue("theirs"))
+    async def theirs(message: Message) -> None:
+        log.append(int(message.body))
+
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        await channel.declare_queue("theirs", durable=True)
+        caplog.set_level("INFO", logger="tidegate")
+        async with rabbitmq.hosting(service):
+            await channel.default_exchange.publish(aio_pika.Message(b"1"), "theirs")
+            await rabbitmq.bus.publish(Placed(number=2))
+            await log.holds(lambda seen: {1, 2} <= set(seen), "both")
+            await asyncio.sleep(0.2)  # 3.10 crashes the connection where a queue goes in the moment it is consumed
+            for queue in ("theirs", "steady.work"):
+                await channel.queue_delete(queue)
+            while not lines(caplog, "not consuming", "queue=theirs"):
+                await asyncio.sleep(0.01)
+            await channel.declare_queue("theirs", durable=True)
+            await channel.default_exchange.publish(aio_pika.Message(b"3"), "theirs")
+            await log.holds(lambda seen: 3 in seen, "what came to the queue that was declared again")
+            while not lines(caplog, "consuming again", "queue=steady.work"):
+                await asyncio.sleep(0.01)
+            await rabbitmq.bus.publish(Placed(number=4))
+            await log.holds(lambda seen: 4 in seen, "the last")
+    for queue in ("theirs", "steady.work"):
+        assert len(lines(caplog, "not consuming", f"queue={queue}")) == 1
+        assert len(lines(caplog, "consuming again", f"queue={queue}")) == 1
+
+
+async def test_l2_a_worker_finds_its_broker_on_a_port_that_opens_later(broker: Shared, vhost_name: str) -> None:
+    log: Log[int] = Log()
+    late = Proxy(broker.port)
+    async with late.running():
+        pass
+    async with staged("rabbitmq", late.url(vhost_name)) as stage, asyncio.TaskGroup() as tasks:
+        opened = asyncio.Event()
+
+        async def work() -> None:
+            async with stage.hosting(steady(log)):
+                await stage.bus.publish(Placed(number=1))
+                await log.reaches(1)
+            opened.set()
+
+        tasks.create_task(work())
+        await asyncio.sleep(0.3)
+        async with late.running():
+            await opened.wait()
+
+
+async def test_l2_a_connection_that_is_lost_with_the_ack_on_its_way_runs_nothing_again(
+    proxy: Proxy, vhost: str, vhost_name: str
+) -> None:
+    begun: Log[int] = Log()
+    ended: Log[int] = Log()
+    go = asyncio.Event()
+    service = Service("steady", concurrency=4)
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        begun.append(placed.number)
+        await go.wait()
+        ended.append(placed.number)
+
+    async with staged("rabbitmq", vhost) as there:
+        await there.declare(service)
+        await there.bus.publish(*(Placed(number=number) for number in range(4)))
+        async with staged("rabbitmq", proxy.url(vhost_name)) as stage, stage.hosting(service):
+            await begun.reaches(4)
+            for _ in range(2):
+                swallow_up(proxy)
+                go.set()
+                await ended.reaches(4)
+                await asyncio.sleep(0.1)
+                proxy.drop()
+                proxy.blackhole(up=False, down=False)
+                await asyncio.sleep(0.3)
+            await there.bus.publish(Placed(number=9))
+            await begun.holds(lambda seen: 9 in seen, "the last")
+        assert await there.ready("steady.work") == 0
+    assert sorted(begun) == [0, 1, 2, 3, 9]
+
+
+async def test_l2_a_connection_that_is_lost_twice_while_results_are_stored_runs_nothing_again(
+    proxy: Proxy, vhost: str, vhost_name: str
+) -> None:
+    begun: Log[int] = Log()
+    results: Log[int] = Log()
+    service = Service("steady", concurrency=4)
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> Shipped:
+        begun.append(placed.number)
+        await asyncio.sleep(0.3)
+        return Shipped(number=placed.number)
+
+    collector = Service("collector")
+
+    @collector.on(Shipped)
+    async def collect(shipped: Shipped) -> None:
+        results.append(shipped.number)
+
+    async with (
+        staged("rabbitmq", vhost) as there,
+        there.hosting(collector),
+        staged("rabbitmq", proxy.url(vhost_name), publish_timeout=20) as stage,
+        stage.hosting(service),
+    ):
+        await there.bus.publish(*(Placed(number=number) for number in range(4)))
+        await begun.reaches(4)
+        for _ in range(2):
+            proxy.drop()  # while it runs, and while what came again waits for it
+            await asyncio.sleep(0.2)
+        swallow_down(proxy)  # stored, and the confirm is lost
+        await asyncio.sleep(0.3)
+        proxy.drop()
+        proxy.blackhole(up=False, down=False)
+        await results.holds(lambda seen: set(seen) == {0, 1, 2, 3}, "all results")
+        await there.bus.publish(Placed(number=9))
+        await results.holds(lambda seen: 9 in seen, "the last result")
+    assert sorted(begun) == [0, 1, 2, 3, 9]
+
+
+@pytest.mark.parametrize("half", [swallow_up, swallow_down, None])
+async def test_l2_a_link_that_only_half_works_is_found_while_handlers_keep_the_loop_busy(
+    proxy: Proxy, vhost: str, vhost_name: str, caplog: pytest.LogCaptureFixture, half: Outage | None
+) -> None:
+    blocked: Log[int] = Log()
+    log: Log[int] = Log()
+    busy = Service("busy", concurrency=2)
+
+    @busy.on(Shipped)
+    async def block(shipped: Shipped) -> None:
+        time.sleep(0.3)
+        blocked.append(shipped.number)
+
+    async with (
+        staged("rabbitmq", vhost) as there,
+        staged("rabbitmq", f"{proxy.url(vhost_name)}?heartbeat=1") as stage,
+        stage.hosting(steady(log)),
+        there.hosting(busy),
+    ):
+        await there.bus.publish(*(Shipped(number=number) for number in range(36)))
+        await there.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        if half is None:
+            await blocked.reaches(len(blocked) + 14)
+            assert lines(caplog, "connection lost") == []
+            return
+        half(proxy)
+        while not lines(caplog, "connection lost", "link=consume"):
+            assert len(blocked) < 36
+            await blocked.reaches(len(blocked) + 1)
+        proxy.blackhole(up=False, down=False)
+        await there.bus.publish(Placed(number=2))
+        await log.holds(lambda seen: 2 in seen, "the second")

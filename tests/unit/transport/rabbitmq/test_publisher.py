@@ -1,0 +1,143 @@
+"""The publisher against a peer that is played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pamqp import commands
+
+from bus import BusUnavailable
+from bus.transport.rabbitmq import publisher as publisher_module
+from bus.transport.rabbitmq.link import Link
+from bus.transport.rabbitmq.publisher import Publisher
+
+from .peer import Peer, connected, parcel
+
+
+class Linked:
+    """Stands for the supervisor of one link."""
+
+    trouble = ""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def link(self) -> Link:
+        if self._link.error is not None:
+            await asyncio.Event().wait()
+        return self._link
+
+
+@asynccontextmanager
+async def publishing(timeout: float) -> AsyncIterator[tuple[Publisher, Peer, Link]]:
+    async with connected() as (link, peer), asyncio.TaskGroup() as tasks:
+        supervisor: Any = Linked(link)
+        publisher = Publisher(supervisor, "events", timeout)
+        keeping = tasks.create_task(publisher.keep())
+        yield publisher, peer, link
+        await publisher.aclose()
+        keeping.cancel()
+
+
+async def open_channel(peer: Peer) -> int:
+    """Answer what a publisher asks before it publishes; return its channel."""
+    number, command = await peer.command()
+    assert isinstance(command, commands.Channel.Open)
+    peer.send(commands.Channel.OpenOk(), number)
+    await peer.expect(commands.Exchange.Declare)
+    peer.send(commands.Exchange.DeclareOk(), number)
+    for _ in range(2):
+        closed, command = await peer.command()
+        if isinstance(command, commands.Channel.Close):
+            peer.send(commands.Channel.CloseOk(), closed)
+        else:
+            number = closed
+            peer.send(commands.Channel.OpenOk(), number)
+    await peer.expect(commands.Confirm.Select)
+    peer.send(commands.Confirm.SelectOk(), number)
+    return number
+
+
+async def published(peer: Peer) -> int:
+    """Read one message, and return the channel that it came by."""
+    number, command = await peer.command()
+    assert isinstance(command, commands.Basic.Publish)
+    await peer.frame()
+    await peer.frame()
+    return number
+
+
+async def test_the_opening_of_a_channel_does_not_begin_anew_with_each_publish_whose_time_is_over() -> None:
+    async with publishing(60) as (publisher, peer, _):
+        loop = asyncio.get_running_loop()
+        patient = asyncio.ensure_future(publisher.publish([parcel("patient")]))
+        number, _ = await peer.command()
+        for soon in (0.01, 0.02, 0.03):
+            with pytest.raises(BusUnavailable):
+                await publisher.publish([parcel("hasty")], loop.time() + soon)
+        peer.send(commands.Channel.OpenOk(), number)
+        await peer.expect(commands.Exchange.Declare)  # and not a second Channel.Open
+        peer.send(commands.Exchange.DeclareOk(), number)
+        for _ in range(2):
+            number, command = await peer.command()
+            if isinstance(command, commands.Channel.Open):
+                peer.send(commands.Channel.OpenOk(), number)
+        await peer.expect(commands.Confirm.Select)
+        peer.send(commands.Confirm.SelectOk(), 2)
+        number = await published(peer)
+        peer.send(commands.Basic.Ack(1), number)
+        await patient
+
+
+async def test_a_publish_that_is_overdue_ends_though_one_that_waits_longer_was_sent_before_it() -> None:
+    async with publishing(60) as (publisher, peer, _):
+        loop = asyncio.get_running_loop()
+        patient = asyncio.ensure_future(publisher.publish([parcel("patient")]))
+        await open_channel(peer)
+        number = await published(peer)
+        with pytest.raises(BusUnavailable):
+            await publisher.publish([parcel("hasty")], loop.time() + 0.05)
+        assert not patient.done()
+        peer.send(commands.Basic.Ack(1), number)
+        await patient
+
+
+async def test_a_channel_that_keeps_silent_is_not_published_on_again() -> None:
+    async with publishing(0.05) as (publisher, peer, _):
+        hasty = asyncio.ensure_future(publisher.publish([parcel("1")]))
+        await open_channel(peer)
+        silent = await published(peer)
+        with pytest.raises(BusUnavailable):
+            await hasty
+        deadline = asyncio.get_running_loop().time() + 60
+        again = asyncio.ensure_future(publisher.publish([parcel("1")], deadline))
+        left, command = await peer.command()
+        assert (left, type(command)) == (silent, commands.Channel.Close)
+        number = await open_channel(peer)
+        assert await published(peer) == number != silent
+        peer.send(commands.Basic.Ack(1), number)
+        await again
+
+
+async def test_a_link_that_opens_no_channel_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "OPEN_WITHIN", 0.05)
+    async with publishing(0.3) as (publisher, _, link):
+        with pytest.raises(BusUnavailable, match="no answer"):
+            await publisher.publish([parcel("1")])
+        assert "no answer" in str(link.error)
+
+
+async def test_a_blocked_link_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "OPEN_WITHIN", 0.05)
+    async with publishing(0.3) as (publisher, peer, link):
+        peer.send(commands.Connection.Blocked("low on memory"))
+        while not link.blocked:
+            await asyncio.sleep(0)
+        with pytest.raises(BusUnavailable):
+            await publisher.publish([parcel("1")])
+        assert link.error is None
+        assert "low on memory" in link.blocked
