@@ -7,6 +7,7 @@ How the library is laid out, in the order of one event's journey:
     service.py    services and handlers, as declared       worker.py     hosts services: start, drain, release
     delivery.py   decode, call, judge, settle              failure.py    what an exception becomes
     outcome.py    Ack, Retry, DeadLetter, Release          retry.py      policies
+    ordered.py    handlers that keep the order of a key    lanes.py      what they hold, a lane for each key
     app.py        App: wiring                              testing/      Tester: the same code on virtual time
 """
 

@@ -35,6 +35,13 @@ class Policy:
         """The distinct delays, shortest first: what the broker must have a queue for."""
         return tuple(sorted(set(self.delays)))
 
+    @property
+    def longest(self) -> timedelta:
+        """What all its waits sum to at most, its jitter included."""
+        steps = self.steps
+        most = [steps[min(steps.index(delay) + self.jitter, len(steps) - 1)] for delay in self.delays]
+        return sum(most, timedelta())
+
     def decide(self, attempt: int, error: BaseException, random: Random) -> timedelta | None:
         """Return the delay before the next attempt after this one failed, or None to give up."""
         kind = type(error)  # an exception may lie about its class

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
-from . import resources, topic
+from . import ordering, resources, topic
 from .clock import Seconds, span
 from .context import Context
 from .errors import ConfigurationError
@@ -50,6 +50,10 @@ class Options(TypedDict, total=False):
     `name` pins the queue's name when the function is renamed. `retry` is by default `exponential(attempts=6,
     first=0.5, factor=4, limit=300)`; `timeout` 60 s, at most 25 min; `concurrency` is the service's unless set. `rate`
     is how many runs a worker begins, "100/s", "20/m" or "6/h"; none by default.
+
+    `ordered_by` names the field (for patterns and queues: the attribute of the Message) whose equal values are handled
+    one at a time and in order, over all replicas; retries then wait in place. `ordered_window` (1,000) is how many
+    messages may be held at once, 1 to 10,000.
     """
 
     name: str | None
@@ -57,6 +61,8 @@ class Options(TypedDict, total=False):
     timeout: Seconds
     concurrency: int | None
     rate: str | None
+    ordered_by: str | None
+    ordered_window: int
 
 
 class Subscribe(Protocol[In]):
@@ -98,6 +104,8 @@ class Handler:
     concurrency: int | None
     needs: Mapping[str, Key]
     rate: Rate | None = None
+    ordered_by: str | None = None
+    ordered_window: int = ordering.WINDOW
     flow: Flow = field(default_factory=Flow)
 
     @property
@@ -116,7 +124,9 @@ class Handler:
             handler=self.name,
             patterns=(*self.known(events), *self.patterns),
             sources=self.queues,
-            delays=tuple(sorted({*self.retry.steps, DEPLOY_STEP})),
+            # retries of what is ordered wait in the worker
+            delays=() if self.ordered_by is not None else tuple(sorted({*self.retry.steps, DEPLOY_STEP})),
+            ordered=self.ordered_by is not None,
         )
 
 
@@ -240,6 +250,7 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
             f"{place}: timeout={timeout}; it must be above 0 and at most 25 minutes, because a broker takes a message "
             "back after 30. Split longer work into events."
         )
+    retry, ordered_by = options.get("retry") or exponential(), options.get("ordered_by")
     return Handler(
         service=service.name,
         name=check_name(f"{place}: handler", options.get("name") or function.__name__),
@@ -247,11 +258,13 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
         events=events,
         patterns=patterns,
         queues=queues,
-        retry=options.get("retry") or exponential(),
+        retry=retry,
         timeout=span(timeout).total_seconds(),
         concurrency=None if concurrency is None else _concurrency(place, concurrency),
         needs=_needs(function, place),
         rate=_rate(options.get("rate"), place),
+        ordered_by=ordered_by,
+        ordered_window=ordering.check(place, events, retry, ordered_by, options.get("ordered_window")),
     )
 
 

@@ -67,7 +67,12 @@ class Gate:
 
 
 def prefetch(service: Service, handler: Handler) -> int:
-    """Return how many deliveries of the handler may be unsettled: its share of twice the service's concurrency."""
+    """Return how many deliveries of the handler may be unsettled: its share of twice the service's concurrency.
+
+    Of an ordered handler it is the window, as what waits for its key is unsettled too.
+    """
+    if handler.ordered_by is not None:
+        return handler.ordered_window
     share = max(1, 2 * service.concurrency // len(service.handlers))
     if handler.rate is not None:
         share = min(share, max(1, int(handler.rate.per_second * LONGEST_WAIT / 2)))

@@ -16,6 +16,8 @@ from .errors import AccessRefused, ConfigurationError
 from .event import Events
 from .flow import Flow
 from .logs import logger
+from .ordered import OrderedSubscriber
+from .ordering import keyed
 from .pace import Pace, fitted
 from .resources import Key, Resources
 from .service import Handler, Middleware, Service
@@ -137,16 +139,25 @@ class Worker:
                 subscriber = self._subscriber(service, handler, slots, runtime)
                 tasks.create_task(self._subscribe(subscriber, stop, consuming), name=handler.subscription_name)
 
-    def _subscriber(self, service: Service, handler: Handler, slots: asyncio.Semaphore, runtime: Runtime) -> Subscriber:
+    def _subscriber(
+        self, service: Service, handler: Handler, slots: asyncio.Semaphore, runtime: Runtime
+    ) -> Subscriber | OrderedSubscriber:
         own = None if handler.concurrency is None else asyncio.Semaphore(handler.concurrency)
         gate = Gate(slots, own, Pace(handler.rate) if handler.rate is not None else None)
         process = build(handler, runtime, gate, (*self._middleware, *service.middleware), self._log)
+        if handler.ordered_by is not None:
+            known = handler.known(self._events) if handler.events else None
+            key_of = keyed(known, handler.ordered_by, self._settings.max_message_bytes)
+            at_once, grace = handler.concurrency or service.concurrency, self._settings.grace
+            return OrderedSubscriber(handler, gate, process, at_once, key_of, self._turn, grace)
         unsettled = prefetch(service, handler)
         if handler.rate is not None:
             process = fitted(handler.rate, handler.flow, unsettled, process)
         return Subscriber(handler, gate, process, unsettled, self._turn, self._settings.grace)
 
-    async def _subscribe(self, subscriber: Subscriber, stop: asyncio.Event, consuming: Countdown) -> None:
+    async def _subscribe(
+        self, subscriber: Subscriber | OrderedSubscriber, stop: asyncio.Event, consuming: Countdown
+    ) -> None:
         handler, name = subscriber.handler, subscriber.handler.subscription_name
         try:
             subscription = handler.subscription(self._events)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import structlog
 
@@ -21,6 +23,7 @@ __all__ = ["_vhosts", "broker", "own_broker", "proxy", "pytest_configure", "pyte
 
 
 @pytest.fixture(autouse=True)
-def _logs_of_the_library() -> None:
-    """Undo what a program that ran in an earlier test did to the logs: a test reads them where the library writes."""
+def _logs_as_they_were() -> Iterator[None]:
+    """Unconfigure structlog: a test that captured its events leaves it configured, and deaf to `caplog`."""
+    yield
     structlog.reset_defaults()

@@ -39,6 +39,7 @@ def _rows(app: App, service: Service) -> list[dict[str, Any]]:
             "timeout": handler.timeout,
             "concurrency": handler.concurrency or service.concurrency,
             "rate": None if handler.rate is None else str(handler.rate),
+            "ordered_by": handler.ordered_by,
             "prefetch": subscriber.prefetch(service, handler),
         }
         for handler in service.handlers
@@ -55,7 +56,8 @@ def _show(app: App, rows: list[dict[str, Any]], unhandled: list[str]) -> None:
         for row in own:
             sources = [*row["patterns"], *(f"queue {name}" for name in row["queues"])]
             retry = row["retry"].replace(" attempts, ", " attempts\n")
-            at_once = [str(row["concurrency"]), *filter(None, [row["rate"]])]
+            by = f"by {row['ordered_by']}" if row["ordered_by"] else None
+            at_once = [str(row["concurrency"]), *filter(None, [row["rate"], by])]
             cells = (row["handler"], sources, retry, f"{row['timeout']:g} s", at_once, row["prefetch"])
             table.add_row(*(screen.block(_lines(cell)) for cell in cells), end_section=row is own[-1])
     screen.show(

@@ -128,6 +128,9 @@ class Consumer(Protocol):
         """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet.
 
         What is unsettled when the limit is lowered counts no more, as a broker forgets it: the caller counts it.
+
+        On an ordered subscription all that is unsettled goes back first and is lost here, also where the number stays
+        the same; it comes again in its order, to this consumer or another. Call it when nothing runs.
         """
         ...
 

@@ -24,6 +24,8 @@ from .memory_letters import MemoryDeadLetters
 
 SUSPECT: Final = 2
 """A message that came back so often without an outcome may be what kills workers."""
+BEHIND: Final = 10
+"""The same, for an ordered queue's messages behind the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,23 +168,25 @@ class MemoryConsumer:
                 self._give_back(future.result())
             raise
         judged, self._first = self._first or not self._queue.subscription.ordered, False
-        return MemoryDelivery(self, stored, suspect=judged and stored.redelivered >= SUSPECT)
+        return MemoryDelivery(self, stored, suspect=stored.redelivered >= (SUSPECT if judged else BEHIND))
 
     async def limit(self, unsettled: int) -> None:
-        """Hold at most so many unsettled deliveries from now on; 0 on what is ordered gives all of them back."""
-        if unsettled < self._limit:
+        """Hold at most so many unsettled deliveries from now on; on what is ordered all of them go back first."""
+        if unsettled < self._limit and not self._queue.subscription.ordered:
             self._left_over = set(self._unsettled)
         self._limit = unsettled
-        if not unsettled and self._queue.subscription.ordered and not self._cut:
-            self._return_all()
+        if self._queue.subscription.ordered and not self._cut:
             # it is another's turn now
             self._queue.consumers.remove(self)
             self._queue.consumers.append(self)
+            self._return_all()
         self._queue.hand_out()
+        self._transport.on_settled()
 
     def holds(self, stored: Stored) -> bool:
         """Tell whether it has the copy, and may settle it."""
-        return stored.position in self._unsettled
+        # the same copy may have come again: that is another delivery
+        return self._unsettled.get(stored.position) is stored
 
     def begin(self, stored: Stored) -> int:
         """Note that a run of the copy begins; return how many never ended."""
@@ -211,7 +215,7 @@ class MemoryConsumer:
 
     def settle(self, stored: Stored, outcome: Outcome) -> None:
         """Carry the outcome of one delivery out."""
-        if stored.position not in self._unsettled:
+        if not self.holds(stored):
             if isinstance(outcome, Release):
                 return
             raise DeliveryLost(f"the delivery of {stored.message.id} belongs to a worker that is gone")

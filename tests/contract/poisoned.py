@@ -1,7 +1,7 @@
-"""Workers that poison kills, one life after the other: `python -m tests.contract.poisoned [unstarted]`.
+"""Workers that poison kills, one life after the other: `python -m tests.contract.poisoned [unstarted | ordered]`.
 
 Each life is a fork, so that the imports are paid for once. With `unstarted`, one life ends by SIGKILL the moment its
-first delivery arrives, before anything runs.
+first delivery arrives, before anything runs. With `ordered`, the sick handler is ordered by the note of its messages.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Done(Event, type="work.done"):
     number: int
 
 
-def services() -> tuple[Service, Service]:
+def services(*, ordered: bool = False) -> tuple[Service, Service]:
     """Return a service that two messages kill, and its healthy neighbour in the same process."""
     sick, healthy = Service("sick"), Service("healthy")
 
-    @sick.on(Placed, retry=fixed(3, 0.1))
+    @sick.on(Placed, retry=fixed(3, 0.1), ordered_by="note" if ordered else None)
     async def work(placed: Placed) -> Done:
         await asyncio.sleep(0.001)
         if placed.number == EXITS:
@@ -54,10 +54,10 @@ def services() -> tuple[Service, Service]:
     return sick, healthy
 
 
-async def live() -> None:
+async def live(*, ordered: bool) -> None:
     settings = environment.read()
     configure(settings.log_level, "json")
-    stop, hosted = asyncio.Event(), services()
+    stop, hosted = asyncio.Event(), services(ordered=ordered)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with client.transport(settings) as transport:
         events = discovery.named(hosted)
@@ -68,13 +68,13 @@ def killed_by_the_first(inbox: Inbox, received: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(unstarted: bool) -> int:
+def main(*, unstarted: bool, ordered: bool) -> int:
     if unstarted:
         Inbox.put = killed_by_the_first  # type: ignore[method-assign]
     for _ in range(1 if unstarted else MOST_LIVES):
         child = os.fork()
         if not child:
-            asyncio.run(live())
+            asyncio.run(live(ordered=ordered))
             os._exit(0)
         signal.signal(signal.SIGTERM, lambda *_, child=child: os.kill(child, signal.SIGTERM))  # type: ignore[misc]
         _, status = os.waitpid(child, 0)
@@ -84,4 +84,4 @@ def main(unstarted: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] == ["unstarted"]))
+    sys.exit(main(unstarted="unstarted" in sys.argv, ordered="ordered" in sys.argv))

@@ -115,6 +115,10 @@ async def several(order: Placed, context: Context) -> Sequence[Event] | None:
     return None
 
 
+@inventory.on(Placed, Reserved, ordered_by="order_id", ordered_window=100)
+async def in_order(event: Placed | Reserved) -> None: ...
+
+
 @inventory.on("order.#", "stock.*")
 async def audit(message: Message) -> None:
     assert_type(message.body, bytes)

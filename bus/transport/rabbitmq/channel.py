@@ -14,6 +14,7 @@ from pamqp.base import Frame
 from ...errors import Fate
 from . import wire
 from .acks import Acks
+from .doubts import Settled
 
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Channel:
         self.on_cancelled: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
         self.acks = Acks()
-        self.settled_last: deque[tuple[str, int]] = deque(maxlen=0)
+        self.settled_last: deque[Settled] = deque(maxlen=0)
         self.number = number
         self.link = link
         self._replies: deque[asyncio.Future[Any]] = deque()

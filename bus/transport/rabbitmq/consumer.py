@@ -85,7 +85,8 @@ class Feed:
     """One queue, consumed on a channel of its own into the inbox.
 
     It starts at prefetch 1 and opens up when a first delivery is no suspect: a message that kills its worker would
-    take its whole prefetch with it. An ordered queue keeps its prefetch.
+    take its whole prefetch with it. An ordered queue keeps its prefetch, and its channel is closed rather than its
+    consumer cancelled.
     """
 
     def __init__(
@@ -173,7 +174,10 @@ class Feed:
                     await self._apply()
             if channel.error is not None:
                 raise channel.error
-            self._abandon(channel)
+            self._missing = True
+            self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
+            if not self._ordered:  # another channel beside this one would get what comes after what runs here
+                self._abandon(channel)
         finally:
             self._channel = None
             self._inbox.take_back(channel)
@@ -188,8 +192,6 @@ class Feed:
         The queue is consumed on another channel then: 3.10 crashes the connection over acks for a queue of the same
         name that was declared again.
         """
-        self._missing = True
-        self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
         channel.on_delivery, channel.on_cancelled, channel.on_end = lambda _: None, lambda: None, lambda: None
         channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
@@ -234,11 +236,18 @@ class Feed:
             await channel.aclose()
 
     async def limit(self, unsettled: int) -> None:
-        """Consume at most so many unsettled from now on; 0 stops, and gives back what nobody took."""
+        """Consume at most so many unsettled from now on; 0 stops, and gives back what nobody took.
+
+        An ordered queue's channel is closed, and all that came by it goes back in its order: after a cancelled
+        consumer the next one would be handed what comes later, and what is given back singly loses its place.
+        """
         self._limit = unsettled
         self._probing = False
         try:
-            await self._apply()
+            if self._ordered and self._granted and self._channel is not None:
+                await self._channel.aclose()
+            else:
+                await self._apply()
         except ConnectionError:
             pass  # whatever is consumed next is consumed with the new limit
 
@@ -328,7 +337,7 @@ class RabbitMQConsumer:
             received = inbox.ready.popleft() if inbox.ready else await inbox.get()
             delivery = RabbitMQDelivery(received, self._settling)
             came_again = delivery.redelivered > 0
-            if not doubts.settled(delivery.message.id, delivery.attempt, redelivered=came_again):
+            if not doubts.settled(delivery.handed, redelivered=came_again):
                 return delivery
             delivery.ack()
 

@@ -18,8 +18,9 @@ from .. import Subscription
 from . import copies, delay, envelope, wire
 from .cascade import Ways
 from .channel import Parcel, Received
+from .doubts import Settled
 from .supervisor import Backoff
-from .suspects import SUSPECT, Suspects
+from .suspects import BEHIND, SUSPECT, Suspects
 from .topology import Names, retry_key
 
 
@@ -117,11 +118,13 @@ class RabbitMQDelivery:
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be what kills workers; of what is ordered, only the first of a channel is judged."""
+        """Whether it may be what kills workers; of what is ordered, the first of a channel is judged before others."""
         arrived = self._arrived
         if not arrived.redelivered or (arrived.counted and arrived.redelivered < SUSPECT):
             return False
-        return self._tag == 1 or not self._settling.subscription.ordered
+        if self._tag == 1 or not self._settling.subscription.ordered:
+            return True
+        return arrived.counted and arrived.redelivered >= BEHIND
 
     @property
     def lost(self) -> bool:
@@ -173,14 +176,20 @@ class RabbitMQDelivery:
             case _:
                 assert_never(outcome)
         self._require_channel()
-        self.ack()
+        # a wait for another version leaves the attempt as it is: its copy must not be taken for what was settled here
+        self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt)
 
-    def ack(self) -> None:
-        """Ack it: its outcome is carried out."""
-        channel, arrived = self._received.channel, self._arrived
+    def ack(self, *, known: bool = True) -> None:
+        """Ack it: its outcome is carried out. It is `known` then, should it come again because the ack was lost."""
+        channel = self._received.channel
         channel.settle(self._tag)
-        if not arrived.message.id_made_up:
-            channel.settled_last.append((arrived.message.id, arrived.attempt))
+        if known and not self.message.id_made_up:
+            channel.settled_last.append(self.handed)
+
+    @property
+    def handed(self) -> Settled:
+        """What a second handing of the same copy has in common with this one, and a replay has not."""
+        return self.message.id, self.attempt, self._exchange
 
     async def _copied(self, copy: Parcel, delay: timedelta = NO_DELAY) -> None:
         settling = self._settling

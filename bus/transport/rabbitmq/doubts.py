@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 
-Settled: TypeAlias = tuple[str, int]
-"""A message's id and the attempt."""
+Settled: TypeAlias = tuple[str, int, str]
+"""A message's id, the attempt, and the exchange that it came by: a replay comes by another."""
 LAST: Final = 180.0
 """Seconds after which what came not again does not come: a broker misses a silent peer in half of that."""
 
@@ -28,14 +28,14 @@ class Doubts:
         self._until = {key: until for key, until in self._until.items() if until > now}
         self._until |= dict.fromkeys(settled, now + LAST)
 
-    def settled(self, id: str, attempt: int, *, redelivered: bool) -> bool:
+    def settled(self, handed: Settled, *, redelivered: bool) -> bool:
         """Tell whether a delivery was settled before; what comes for the first time, as a replay does, was not."""
         if not self._until:
             return False
-        until = self._until.get((id, attempt))
+        until = self._until.get(handed)
         if until is None:
             return False
         if redelivered and until > asyncio.get_running_loop().time():
             return True
-        del self._until[id, attempt]
+        del self._until[handed]
         return False

@@ -22,6 +22,8 @@ from .supervisor import Supervisor
 
 SUSPECT: Final = 2
 """A message that came back so often without an outcome may be what kills workers."""
+BEHIND: Final = 10
+"""The same, for an ordered queue's messages behind the first: that may fail and stay first, while another kills."""
 KEY: Final = "tidegate-suspect"
 TOKEN: Final = "tidegate-token"
 BEGUN: Final = "tidegate-begun"

@@ -223,6 +223,13 @@ async def declare(
 
 def mismatch(subscription: str, told: str) -> TopologyMismatch:
     """Return the error for a queue or exchange that exists with other arguments."""
+    if "x-single-active-consumer" in told:
+        return TopologyMismatch(
+            f"{subscription}: {told}. Its handler has ordered_by= and the queue was made without, or the other way "
+            "round, and a broker never changes what exists. Give the handler another name=, and so a queue of its own; "
+            "keep a worker of the version before until it has emptied the old queue, then delete that. Or stop the "
+            "publishers, let the queue run empty, delete it and start again."
+        )
     return TopologyMismatch(
         f"{subscription}: {told}. It was declared by another version or by hand, and a broker never changes the "
         "arguments of what exists. Let its queue run empty and delete it, or go back to the version that made it."

@@ -131,7 +131,10 @@ class RabbitMQTransport:
 
         own = self._names.queue(subscription)
         feeds = [Feed(self._consuming, own, inbox, limit, redeclare, doubts, ordered=subscription.ordered)]
-        feeds += [Feed(self._consuming, source, inbox, limit, None, doubts) for source in subscription.sources]
+        feeds += [
+            Feed(self._consuming, source, inbox, limit, None, doubts, ordered=subscription.ordered)
+            for source in subscription.sources
+        ]
         settling = Settling(
             subscription,
             self._names,

@@ -13,6 +13,8 @@ def test_the_table_has_every_handler_with_its_limits(run: Run) -> None:
     assert "stall: 2 services, 4 handlers" in done.stdout
     cells = {line[0]: line[1:] for row in done.stdout.splitlines() if (line := row.replace("│", " ").split())}
     assert cells["cook"] == ["stall.ordered", "3", "attempts", "5", "s", "1", "2"]
+    assert cells["note"][-2:] == ["16", "20"]
+    assert "by subject" in done.stdout
     assert "after 2, 2 s" in done.stdout
     assert "Nobody handles: stall.eaten" in done.stdout
 
@@ -33,6 +35,8 @@ def test_json_has_the_same(run: Run) -> None:
         "timeout": 5.0,
         "concurrency": 1,
         "rate": None,
+        "ordered_by": None,
         "prefetch": 2,
     }
+    assert [handler["ordered_by"] for handler in told["handlers"]] == [None, None, "subject", None]
     assert [handler["handler"] for handler in told["handlers"]] == ["cook", "charge", "note", "audit"]

@@ -20,7 +20,7 @@ async def cook(ordered: Ordered) -> Cooked:
 async def charge(ordered: Ordered) -> None: ...
 
 
-@till.on("stall.[red]cooked")
+@till.on("stall.[red]cooked", ordered_by="subject", ordered_window=20)
 async def note(message: Message) -> None: ...
 
 

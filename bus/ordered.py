@@ -1,0 +1,195 @@
+"""OrderedSubscriber: takes an ordered handler's deliveries in the order in which they arrive, and runs its lanes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from .lanes import Held, Lane, Lanes
+from .ordering import KeyOf
+from .service import Handler, Process
+from .subscriber import Gate
+from .transport import Consumer
+
+
+TAKEN_BACK: Final = 28 * 60.0
+"""Seconds after which a message must be settled or on its way back: after 30 minutes the broker takes it by itself."""
+OLDEST: Final = 20 * 60.0
+"""Seconds that a message is held at most before everything is given back, and taken anew."""
+READ_AT_ONCE: Final = 16
+
+
+class OrderedSubscriber:
+    """The tasks of one ordered handler: one reads into the lanes, the others run them, as many as there are slots.
+
+    Nothing is ever given back singly, as it would lose its place: all goes back together, when nothing runs. That
+    happens when the handler's flow changes, when the oldest was held for too long, and in the end by leaving the
+    consumer. `turn` is the right to run a suspect; here it also runs alone in its handler, as those behind the first
+    are judged late, and it must not take their blame.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        gate: Gate,
+        process: Process,
+        at_once: int,
+        key_of: KeyOf,
+        turn: asyncio.Lock,
+        grace: float,
+    ) -> None:
+        self.handler = handler
+        self.unsettled = handler.ordered_window
+        self.limit = handler.flow.most(self.unsettled)
+        self._gate = gate
+        self._process = process
+        self._tasks = min(2 * at_once, self.unsettled)
+        self._turn = turn
+        self._grace = grace
+        self._lanes = Lanes(handler.subscription_name, key_of, self.unsettled, self._wake_one)
+        self._idle: set[asyncio.Task[None]] = set()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._standing = False
+        self._still = asyncio.Event()
+        self._exclusive = asyncio.Lock()
+        # what begins now may run until its timeout
+        self._oldest = min(OLDEST, TAKEN_BACK - handler.timeout)
+        self._timer: asyncio.TimerHandle | None = None
+        self._aged = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
+        """Run lanes until `stop` is set; then let what runs finish within the grace, and leave the rest unsettled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                working = [tasks.create_task(self._work(stop)) for _ in range(self._tasks)]
+                beside = (self._read(consumer), self._follow(consumer), self._renew(consumer))
+                others = [tasks.create_task(each) for each in beside]
+                await stop.wait()
+                for task in (*others, *self._idle):
+                    task.cancel()
+                await asyncio.wait(working, timeout=self._grace)
+                for task in working:
+                    task.cancel()
+        finally:
+            self._lanes.close()
+            if self._timer is not None:
+                self._timer.cancel()
+
+    async def _read(self, consumer: Consumer) -> None:
+        while True:
+            for _ in range(READ_AT_ONCE):
+                self._lanes.put(await anext(consumer))
+                if self._timer is None:
+                    self._timer = self._loop.call_later(self._oldest, self._look)
+            # a full buffer never suspends: the loop has others to serve
+            await asyncio.sleep(0)
+
+    async def _follow(self, consumer: Consumer) -> None:
+        """Carry every change of the handler's flow to the broker, when nothing runs."""
+        flow = self.handler.flow
+        while True:
+            if flow.most(self.unsettled) != self.limit:
+                async with self._stand_still():
+                    await self._take_anew(consumer)
+            else:
+                self._wake_all()
+                await flow.changed()
+
+    async def _renew(self, consumer: Consumer) -> None:
+        """Give everything back before the broker takes it, and take it anew in the same order."""
+        while True:
+            await self._aged.wait()
+            self._aged.clear()
+            async with self._stand_still(TAKEN_BACK - self._oldest):
+                await self._take_anew(consumer)
+
+    async def _take_anew(self, consumer: Consumer) -> None:
+        self.limit = self.handler.flow.most(self.unsettled)
+        await consumer.limit(self.limit)
+        self._lanes.sweep()
+
+    def _look(self) -> None:
+        """Look how old the oldest is: one timer for all."""
+        self._timer = None
+        if (oldest := self._lanes.oldest) is None:
+            return
+        if (due := oldest.arrived + self._oldest) <= self._loop.time():
+            self._aged.set()
+        else:
+            self._timer = self._loop.call_at(due, self._look)
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while not stop.is_set():
+            self._idle.add(task)
+            lane = await self._next()
+            if lane.waiting and lane.waiting[0].suspect:
+                async with self._turn, self._stand_still():
+                    await self._run(lane, task, alone=True)
+            else:
+                await self._run(lane, task)
+            await asyncio.sleep(0)
+
+    async def _next(self) -> Lane:
+        while not (self._lanes.ready and self._may_begin()):
+            waiter = self._loop.create_future()
+            self._waiting.append(waiter)
+            await waiter
+        return self._lanes.ready.popleft()
+
+    def _may_begin(self, *, alone: bool = False) -> bool:
+        return (alone or not self._standing) and not self.handler.flow.stopped
+
+    async def _run(self, lane: Lane, task: asyncio.Task[None], *, alone: bool = False) -> None:
+        await self._gate.take()
+        if not self._may_begin(alone=alone):
+            self._lanes.put_back(lane)
+        elif (held := self._lanes.begin(lane)) is not None:
+            self._idle.discard(task)
+            await self._run_held(held)
+            return
+        self._gate.give()
+
+    async def _run_held(self, held: Held) -> None:
+        try:
+            await self._process(held)
+        finally:
+            self._lanes.end(held)
+            if not self._lanes.running:
+                self._still.set()
+
+    @asynccontextmanager
+    async def _stand_still(self, within: float | None = None) -> AsyncIterator[None]:
+        """Let nothing begin meanwhile, and wait until nothing runs; for `within` seconds at most, where given."""
+        async with self._exclusive:
+            self._standing = True
+            try:
+                try:
+                    async with asyncio.timeout(within):
+                        while self._lanes.running:
+                            self._still.clear()
+                            await self._still.wait()
+                except TimeoutError:
+                    pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
+                yield
+            finally:
+                self._standing = False
+                self._wake_all()
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
