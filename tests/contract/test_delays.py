@@ -201,17 +201,17 @@ async def test_p6_forty_messages_to_a_removed_handler_in_front_delay_nobody_else
     @leaving.on(Shipped, name="work")
     async def work(shipped: Shipped) -> None:
         failed.append(shipped.number)
-        raise RetryAfter(0.65)
+        raise RetryAfter(4.1)
 
     async with rabbitmq.hosting(waiting(log)):
         async with rabbitmq.hosting(leaving) as hosted:
-            await rabbitmq.bus.publish(*(Placed(number=-1 - n) for n in range(40)), delay=1.35, to="theirs")
+            await rabbitmq.bus.publish(*(Placed(number=-1 - n) for n in range(40)), delay=4.35, to="theirs")
             await rabbitmq.bus.publish(*(Shipped(number=number) for number in range(40)))
             await failed.reaches(40)
             await holding(rabbitmq, "leaving.work", 0)
             await hosted.stop()
         await deleted(rabbitmq, queues=("leaving.work", "theirs"))
-        await rabbitmq.bus.publish(*(Placed(number=number) for number in range(40)), delay=1.5)
+        await rabbitmq.bus.publish(*(Placed(number=number) for number in range(40)), delay=4.5)
         await log.reaches(40)
         assert sorted(number for number, _ in log) == in_order(40)
         letters = await rabbitmq.letters("leaving", 40)
