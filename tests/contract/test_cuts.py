@@ -64,18 +64,22 @@ async def test_l2_nothing_is_lost_or_stuck_wherever_in_their_life_connections_ar
     results: Log[int] = Log()
     numbers = iter(range(1_000_000))
     swept = cuts(*chain(range(0, 640, 40), range(640, 1_000, 15), range(1_000, 3_000, 80), range(3_000, LIFE, 600)))
-    async with staged("rabbitmq", proxy.url(vhost_name), publish_timeout=20) as stage:
-        async with stage.hosting(service(begun, results)):
-            for cut in swept:
-                proxy.cut_after(cut, connections=2)
-                proxy.drop()
-                sent = [next(numbers) for _ in range(8)]
-                async with asyncio.TaskGroup() as tasks:
-                    for number in sent:
-                        tasks.create_task(stage.bus.publish(Placed(number=number)))
-                await results.holds(lambda seen, sent=sent: set(sent) <= set(seen), f"what was sent at {cut}")  # type: ignore[misc]
-        for queue in ("steady.work", "steady.collect"):
-            assert await stage.ready(queue) == 0
+    async with (
+        staged("rabbitmq", vhost) as direct,
+        staged("rabbitmq", proxy.url(vhost_name), publish_timeout=20) as stage,
+        stage.hosting(service(begun, results)),
+    ):
+        for cut in swept:
+            proxy.cut_after(cut, connections=2)
+            proxy.drop()
+            sent = [next(numbers) for _ in range(8)]
+            async with asyncio.TaskGroup() as tasks:
+                for number in sent:
+                    tasks.create_task(stage.bus.publish(Placed(number=number)))
+            await results.holds(lambda seen, sent=sent: set(sent) <= set(seen), f"what was sent at {cut}")  # type: ignore[misc]
+        async with asyncio.timeout(20):
+            while await direct.ready("steady.work") or await direct.ready("steady.collect"):
+                await asyncio.sleep(0.1)
     assert len(begun) <= len(set(begun)) + COPIES * len(swept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,6 +21,7 @@ from ...message import (
 from ...outcome import Failure, Reason
 from . import copies, envelope
 from .channel import Received
+from .delay import PREFIX
 
 
 ENTRY_KEY: Final = "tidegate-letter-entry-key"
@@ -30,6 +32,7 @@ RARE: Final = frozenset({f"{prefix}id" for prefix in CLOUDEVENTS_PREFIXES} - {ID
 HANDLER, REASON, LAST_FAILED_AT, WORKER = (
     copies.RECORD + name for name in ("handler", "reason", "last-failed-at", "worker")
 )
+CASCADE: Final = re.compile(rf"(^|\.){re.escape(PREFIX)}\d+$")
 BY_BROKER: Final = ("broker", "expired")
 REASONS: Final = frozenset(get_args(Reason))
 
@@ -164,12 +167,12 @@ def _count(text: str) -> int:
 def _told_by_broker(entry: Entry) -> dict[str, str]:
     """Return the record of a letter that no worker wrote; a stream keeps little of what the broker knew."""
     queue, why = entry.first_key, entry.headers.get("x-first-death-reason")
-    # what died in the handler's own queue has that queue's name as its key; a retry begins with its milliseconds
     attempt, first = entry.headers.get(ATTEMPT), entry.headers.get(FIRST_FAILED_AT)
     so_far = {}
     if isinstance(attempt, int) and not isinstance(attempt, bool) and 1 < attempt < 1 << 31:
         so_far = {"attempts": str(attempt - 1), "first_failed_at": str(first)}
-    if not queue.partition(".")[0].isdecimal():
+    # the key is the handler's queue; but a retry's begins with its milliseconds, and RetryAfter waits in the cascade
+    if not (queue.partition(".")[0].isdecimal() or CASCADE.search(str(entry.headers.get(FIRST_DEATH)))):
         expired = why == "expired"
         hint = "" if expired else ": it was handed out too often without an outcome" if why == "delivery_limit" else ""
         error = f"the broker dead-lettered it by itself, in queue {queue!r}: {why}{hint}"
