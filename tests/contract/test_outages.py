@@ -39,6 +39,21 @@ async def test_p2_publishing_waits_through_an_outage_that_is_shorter_than_its_ti
     assert found.total() - len(found) <= (100 if outage is refuse else 0)
 
 
+async def test_p2_what_waited_for_its_confirm_when_the_connection_was_lost_is_published_again(
+    proxy: Proxy, vhost: str, vhost_name: str
+) -> None:
+    async with staged("rabbitmq", proxy.url(vhost_name), publish_timeout=WITHIN) as stage:
+        await stage.declare(keeping())
+        await stage.bus.publish(Placed(), id="before")
+        swallow_down(proxy)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(stage.bus.publish(Placed(), id="on its way"))
+            await asyncio.sleep(0.2)
+            proxy.drop()
+            heal(proxy)
+    assert set(await kept(vhost)) == {"before", "on its way"}
+
+
 @pytest.mark.parametrize("outage", OUTAGES)
 async def test_p2_publishing_raises_in_an_outage_that_is_longer_than_its_timeout_and_works_after_it(
     proxy: Proxy, vhost: str, vhost_name: str, outage: Outage
