@@ -32,7 +32,9 @@ RARE: Final = frozenset({f"{prefix}id" for prefix in CLOUDEVENTS_PREFIXES} - {ID
 HANDLER, REASON, LAST_FAILED_AT, WORKER = (
     copies.RECORD + name for name in ("handler", "reason", "last-failed-at", "worker")
 )
-CASCADE: Final = re.compile(rf"(^|\.){re.escape(PREFIX)}\d+$")
+WHY: Final = "x-first-death-reason"
+WAITED: Final = re.compile(rf"(?:^|\.)(?:(?P<cascade>{re.escape(PREFIX)})|retry\.)\d+$")
+"""The queues in which retries wait: steps of the ladder, and levels of the cascade."""
 BY_BROKER: Final = ("broker", "expired")
 REASONS: Final = frozenset(get_args(Reason))
 
@@ -166,15 +168,23 @@ def _count(text: str) -> int:
 
 def _told_by_broker(entry: Entry) -> dict[str, str]:
     """Return the record of a letter that no worker wrote; a stream keeps little of what the broker knew."""
-    queue, why = entry.first_key, entry.headers.get("x-first-death-reason")
-    attempt, first = entry.headers.get(ATTEMPT), entry.headers.get(FIRST_FAILED_AT)
-    so_far = {}
-    if isinstance(attempt, int) and not isinstance(attempt, bool) and 1 < attempt < 1 << 31:
-        so_far = {"attempts": str(attempt - 1), "first_failed_at": str(first)}
-    # the key is the handler's queue; but a retry's begins with its milliseconds, and RetryAfter waits in the cascade
-    if not (queue.partition(".")[0].isdecimal() or CASCADE.search(str(entry.headers.get(FIRST_DEATH)))):
-        expired = why == "expired"
-        hint = "" if expired else ": it was handed out too often without an outcome" if why == "delivery_limit" else ""
-        error = f"the broker dead-lettered it by itself, in queue {queue!r}: {why}{hint}"
-        return {"reason": "expired" if expired else "broker", "error": error, **so_far}
-    return {"error": "a retry found no queue to return to: is the handler renamed or removed?", **so_far}
+    queue, first, why = entry.first_key, str(entry.headers.get(FIRST_DEATH)), entry.headers.get(WHY)
+    waited = WAITED.search(first)
+    # the key is the handler's queue, but a retry's begins with its milliseconds, and what RetryAfter sent has no other
+    lost = queue.partition(".")[0].isdecimal() or (waited and waited["cascade"])
+    # of what was no retry, an attempt is a stranger's word
+    so_far = _so_far(entry.headers) if lost or waited else {}
+    if lost:
+        return {"error": "a retry found no queue to return to: is the handler renamed or removed?", **so_far}
+    if waited:
+        why = "delivery_limit"  # the broker tells how it left the step where it had waited; a retry cannot expire
+    hint = ": it was handed out too often without an outcome" if why == "delivery_limit" else ""
+    error = f"the broker dead-lettered it by itself, in queue {queue!r}: {why}{hint}"
+    return {"reason": "expired" if why == "expired" else "broker", "error": error, **so_far}
+
+
+def _so_far(headers: Mapping[str, Any]) -> dict[str, str]:
+    attempt = headers.get(ATTEMPT)
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or not 1 < attempt < 1 << 31:
+        return {}
+    return {"attempts": str(attempt - 1), "first_failed_at": str(headers.get(FIRST_FAILED_AT))}
