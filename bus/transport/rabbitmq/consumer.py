@@ -271,9 +271,11 @@ class Feed:
 
     async def _grant(self, channel: Channel, wanted: int) -> None:
         if wanted < self._granted:
-            tags, self._tags, self._granted = self._tags, [], 0
-            for tag in tags:
-                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag))
+            # a stop cuts this off, and then goes on where it was: what was not confirmed is asked for again
+            while self._tags:
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=self._tags[-1]))
+                self._tags.pop()
+            self._granted = 0
             if not wanted:
                 channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         missing, self._granted = wanted - self._granted, wanted
