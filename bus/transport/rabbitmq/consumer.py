@@ -155,7 +155,7 @@ class Feed:
             self._missing = False
         channel = await self._opened()
         try:
-            channel.settled_last = deque(maxlen=max(self._limit, 1))
+            channel.settled_last = deque(maxlen=0)
             channel.on_delivery = self._arrived
             channel.on_cancelled = self._on_cancelled
             channel.on_end = self._wake.set
@@ -278,6 +278,8 @@ class Feed:
             self._granted = 0
             if not wanted:
                 channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+        if wanted > (channel.settled_last.maxlen or 0):
+            channel.settled_last = deque(channel.settled_last, maxlen=wanted)
         missing, self._granted = wanted - self._granted, wanted
         if missing:
             # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
