@@ -36,6 +36,15 @@ class Gate:
             await self.paced()
             await self._slots()
 
+    async def take_now(self) -> bool:
+        """Take the right to run one delivery if there is nothing to wait for; tell whether that was so."""
+        if not self.free():
+            return False
+        if self._pace is not None:
+            self._pace.take()
+        await self._slots()
+        return True
+
     async def paced(self) -> None:
         """Wait until the handler's pace lets a run begin."""
         if self._pace is not None:
@@ -56,7 +65,7 @@ class Gate:
             raise
 
     def free(self) -> bool:
-        """Tell whether `take` would return at once."""
+        """Tell whether a run may begin at once."""
         return self.due() and not (self._service.locked() or (self._own is not None and self._own.locked()))
 
     def give(self) -> None:
@@ -151,11 +160,10 @@ class Subscriber:
             await asyncio.sleep(0)
 
     async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        if self._gate.free() and not self.handler.flow.stopped:
-            await self._gate.take()
-        elif not await self._waited(self._right(), delivery):
+        at_once = not self.handler.flow.stopped and await self._gate.take_now()
+        if not at_once and not await self._waited(self._right(), delivery):
             return
-        elif delivery.lost:
+        if delivery.lost:
             self._gate.give()
             return
         self._busy.add(task)
