@@ -104,7 +104,7 @@ class OrderedSubscriber:
         while True:
             await self._aged.wait()
             self._aged.clear()
-            async with self._stand_still(TAKEN_BACK - self._oldest):
+            async with self._stand_still():
                 await self._take_anew(consumer)
 
     async def _take_anew(self, consumer: Consumer) -> None:
@@ -164,13 +164,13 @@ class OrderedSubscriber:
                 self._still.set()
 
     @asynccontextmanager
-    async def _stand_still(self, within: float | None = None) -> AsyncIterator[None]:
-        """Let nothing begin meanwhile, and wait until nothing runs; for `within` seconds at most, where given."""
+    async def _stand_still(self) -> AsyncIterator[None]:
+        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held."""
         async with self._exclusive:
             self._standing = True
             try:
                 try:
-                    async with asyncio.timeout(within):
+                    async with asyncio.timeout(TAKEN_BACK - self._oldest):
                         while self._lanes.running:
                             self._still.clear()
                             await self._still.wait()

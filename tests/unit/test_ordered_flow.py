@@ -68,6 +68,31 @@ async def test_nothing_goes_back_while_something_runs() -> None:
     assert seen == [0, 2, 1]
 
 
+async def test_a_run_that_never_ends_keeps_a_handler_from_going_on_for_a_while_only() -> None:
+    flows, service, end = Flows(), Service("yard"), asyncio.Event()
+
+    @service.on(Moved, ordered_by="parcel")
+    async def work(moved: Moved) -> None:
+        while moved.parcel == "a" and not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:  # as a thread, which cannot be cancelled
+                pass
+
+    async with Tester(service, middleware=[flows]) as bus:
+        await bus.publish(*moves("a"))
+        await bus.advance(1)
+        flows.handler.flow.hold("test")
+        await bus.advance(1)
+        flows.handler.flow.release("test")
+        await bus.publish(*moves("b"))
+        await bus.advance(1800)
+        seen = [message.body for message in bus.handled(work)]
+        end.set()
+        await bus.settled()
+    assert len(seen) == 1
+
+
 async def test_a_hold_that_ends_before_anybody_saw_it_changes_nothing() -> None:
     flows = Flows()
     service = Service("yard")
