@@ -129,8 +129,12 @@ class OrderedSubscriber:
             self._idle.add(task)
             lane = await self._next()
             if lane.waiting and lane.waiting[0].suspect:
-                async with self._turn, self._stand_still():
-                    await self._run(lane, task, alone=True)
+                await self._gate.turn(self._turn)
+                try:
+                    async with self._stand_still():
+                        await self._run(lane, task, alone=True)
+                finally:
+                    self._turn.release()
             else:
                 await self._run(lane, task)
             await asyncio.sleep(0)

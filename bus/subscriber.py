@@ -45,6 +45,15 @@ class Gate:
         await self._slots()
         return True
 
+    async def turn(self, turn: asyncio.Lock) -> None:
+        """Wait for the turn of a suspect; a handler's slow pace must not hold up everyone's."""
+        while True:
+            await self.paced()
+            await turn.acquire()
+            if self.due():
+                return
+            turn.release()
+
     async def paced(self) -> None:
         """Wait until the handler's pace lets a run begin."""
         if self._pace is not None:
@@ -180,7 +189,7 @@ class Subscriber:
         if self._turn.locked():
             # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
             await consumer.limit(self._allowed())
-        if await self._waited(self._own_turn(), delivery):
+        if await self._waited(self._gate.turn(self._turn), delivery):
             try:
                 if not delivery.lost:
                     await self._run(delivery, task)
@@ -197,15 +206,6 @@ class Subscriber:
             if not flow.stopped:
                 return
             self._gate.give()
-
-    async def _own_turn(self) -> None:
-        """Wait for the turn of a suspect; a handler's slow pace must not hold up everyone's."""
-        while True:
-            await self._gate.paced()
-            await self._turn.acquire()
-            if self._gate.due():
-                return
-            self._turn.release()
 
     async def _waited(self, turn: Awaitable[object], delivery: Delivery) -> bool:
         """Wait for a turn; give the delivery back where that takes too long, or nothing may begin any more."""
