@@ -104,7 +104,7 @@ class OrderedSubscriber:
         while True:
             await self._aged.wait()
             self._aged.clear()
-            async with self._stand_still(TAKEN_BACK - self._oldest):
+            async with self._stand_still():
                 await self._take_anew(consumer)
 
     async def _take_anew(self, consumer: Consumer) -> None:
@@ -129,8 +129,12 @@ class OrderedSubscriber:
             self._idle.add(task)
             lane = await self._next()
             if lane.waiting and lane.waiting[0].suspect:
-                async with self._turn, self._stand_still():
-                    await self._run(lane, task, alone=True)
+                await self._gate.turn(self._turn)
+                try:
+                    async with self._stand_still():
+                        await self._run(lane, task, alone=True)
+                finally:
+                    self._turn.release()
             else:
                 await self._run(lane, task)
             await asyncio.sleep(0)
@@ -164,13 +168,13 @@ class OrderedSubscriber:
                 self._still.set()
 
     @asynccontextmanager
-    async def _stand_still(self, within: float | None = None) -> AsyncIterator[None]:
-        """Let nothing begin meanwhile, and wait until nothing runs; for `within` seconds at most, where given."""
+    async def _stand_still(self) -> AsyncIterator[None]:
+        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held."""
         async with self._exclusive:
             self._standing = True
             try:
                 try:
-                    async with asyncio.timeout(within):
+                    async with asyncio.timeout(TAKEN_BACK - self._oldest):
                         while self._lanes.running:
                             self._still.clear()
                             await self._still.wait()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
-from pydantic import ValidationError, create_model
+from pydantic import create_model
 
 from .errors import ConfigurationError, Undecodable, UnknownType, UnknownVersion
 from .event import Event, decode_known
@@ -108,7 +108,7 @@ class _Field:
         """Return the key; None if there is none, or the field is not what it was."""
         try:
             return _text(getattr(self._validate(body), self._name))
-        except ValidationError:
+        except Exception:  # a validator of the field may raise anything, and its run fails for it
             return None
 
 

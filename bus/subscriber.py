@@ -36,6 +36,24 @@ class Gate:
             await self.paced()
             await self._slots()
 
+    async def take_now(self) -> bool:
+        """Take the right to run one delivery if there is nothing to wait for; tell whether that was so."""
+        if not self.free():
+            return False
+        if self._pace is not None:
+            self._pace.take()
+        await self._slots()
+        return True
+
+    async def turn(self, turn: asyncio.Lock) -> None:
+        """Wait for the turn of a suspect; a handler's slow pace must not hold up everyone's."""
+        while True:
+            await self.paced()
+            await turn.acquire()
+            if self.due():
+                return
+            turn.release()
+
     async def paced(self) -> None:
         """Wait until the handler's pace lets a run begin."""
         if self._pace is not None:
@@ -56,7 +74,7 @@ class Gate:
             raise
 
     def free(self) -> bool:
-        """Tell whether `take` would return at once."""
+        """Tell whether a run may begin at once."""
         return self.due() and not (self._service.locked() or (self._own is not None and self._own.locked()))
 
     def give(self) -> None:
@@ -151,11 +169,10 @@ class Subscriber:
             await asyncio.sleep(0)
 
     async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        if self._gate.free() and not self.handler.flow.stopped:
-            await self._gate.take()
-        elif not await self._waited(self._right(), delivery):
+        at_once = not self.handler.flow.stopped and await self._gate.take_now()
+        if not at_once and not await self._waited(self._right(), delivery):
             return
-        elif delivery.lost:
+        if delivery.lost:
             self._gate.give()
             return
         self._busy.add(task)
@@ -172,7 +189,7 @@ class Subscriber:
         if self._turn.locked():
             # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
             await consumer.limit(self._allowed())
-        if await self._waited(self._own_turn(), delivery):
+        if await self._waited(self._gate.turn(self._turn), delivery):
             try:
                 if not delivery.lost:
                     await self._run(delivery, task)
@@ -189,15 +206,6 @@ class Subscriber:
             if not flow.stopped:
                 return
             self._gate.give()
-
-    async def _own_turn(self) -> None:
-        """Wait for the turn of a suspect; a handler's slow pace must not hold up everyone's."""
-        while True:
-            await self._gate.paced()
-            await self._turn.acquire()
-            if self._gate.due():
-                return
-            self._turn.release()
 
     async def _waited(self, turn: Awaitable[object], delivery: Delivery) -> bool:
         """Wait for a turn; give the delivery back where that takes too long, or nothing may begin any more."""

@@ -9,7 +9,8 @@ from collections import Counter
 import aio_pika
 import pytest
 
-from bus import Message, Service
+from bus import Handler, Message, Process, Reject, Service
+from bus.flow import Flow
 from bus.service import Queue
 from bus.transport.rabbitmq import consumer, publisher
 from tests.broker.fixtures import Shared
@@ -162,9 +163,17 @@ async def test_l2_a_worker_finds_its_broker_on_a_port_that_opens_later(broker: S
             await opened.wait()
 
 
+@pytest.mark.parametrize("at_first", [8, 0])
 async def test_l2_a_connection_that_is_lost_with_the_ack_on_its_way_runs_nothing_again(
-    proxy: Proxy, vhost: str, vhost_name: str
+    proxy: Proxy, vhost: str, vhost_name: str, at_first: int
 ) -> None:
+    flows: list[Flow] = []
+
+    def held(handler: Handler, process: Process) -> Process:
+        handler.flow.hold("test", at_first)
+        flows.append(handler.flow)
+        return process
+
     begun: Log[int] = Log()
     ended: Log[int] = Log()
     go = asyncio.Event()
@@ -179,7 +188,14 @@ async def test_l2_a_connection_that_is_lost_with_the_ack_on_its_way_runs_nothing
     async with staged("rabbitmq", vhost) as there:
         await there.declare(service)
         await there.bus.publish(*(Placed(number=number) for number in range(4)))
-        async with staged("rabbitmq", proxy.url(vhost_name)) as stage, stage.hosting(service):
+        async with (
+            staged("rabbitmq", proxy.url(vhost_name)) as stage,
+            stage.hosting(service, middleware=[held]) as hosted,
+        ):
+            async with asyncio.timeout(20):
+                while hosted.health.ready().status != 200:
+                    await asyncio.sleep(0.02)
+            flows[0].release("test")
             await begun.reaches(4)
             for _ in range(2):
                 swallow_up(proxy)
@@ -193,6 +209,44 @@ async def test_l2_a_connection_that_is_lost_with_the_ack_on_its_way_runs_nothing
             await begun.holds(lambda seen: 9 in seen, "the last")
         assert await there.ready("steady.work") == 0
     assert sorted(begun) == [0, 1, 2, 3, 9]
+
+
+async def test_l2_a_second_replay_is_not_taken_for_the_first_after_a_lost_connection(
+    proxy: Proxy, vhost: str, vhost_name: str
+) -> None:
+    begun: Log[int] = Log()
+    go = asyncio.Event()
+    service = Service("steady", concurrency=1)
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        begun.append(placed.number)
+        if placed.number == 2:
+            await go.wait()
+        raise Reject("no")
+
+    async with (
+        staged("rabbitmq", vhost) as there,
+        staged("rabbitmq", proxy.url(vhost_name)) as stage,
+        stage.hosting(service) as hosted,
+    ):
+        await there.bus.publish(Placed(number=1))
+        (letter,) = await there.letters("steady")
+        await there.transport.dead_letters.replay(letter)
+        await begun.reaches(2)
+        (letter,) = await there.letters("steady")
+        await there.bus.publish(Placed(number=2))
+        await begun.reaches(3)
+        await there.transport.dead_letters.replay(letter)
+        async with asyncio.timeout(20):
+            while await there.ready("steady.work"):
+                await asyncio.sleep(0.02)
+        proxy.drop()
+        async with asyncio.timeout(20):
+            while hosted.health.ready().status == 200:
+                await asyncio.sleep(0)
+        go.set()
+        await begun.holds(lambda seen: seen.count(1) == 3, "the second replay")
 
 
 async def test_l2_a_connection_that_is_lost_twice_while_results_are_stored_runs_nothing_again(

@@ -83,6 +83,25 @@ async def test_limit_stops_gives_back_and_starts_again(vhost: str) -> None:
         assert len(seen) == 30
 
 
+async def test_a_stop_in_the_midst_of_a_lowered_limit_gives_back_what_nobody_took(vhost: str) -> None:
+    async with staged("rabbitmq", vhost) as stage:
+        await stage.transport.declare([QUIET])
+        await stage.bus.publish(*(Placed(number=number) for number in range(20)))
+        async with (
+            stage.transport.consume(QUIET, limit=8) as first,
+            stage.transport.consume(QUIET, limit=0) as second,
+        ):
+            held = {(await anext(first)).message.id for _ in range(3)}
+            lowering = asyncio.ensure_future(first.limit(1))
+            await asyncio.sleep(0)
+            lowering.cancel()
+            await first.limit(0)
+            await second.limit(20)
+            async with asyncio.timeout(10):
+                others = {(await anext(second)).message.id for _ in range(17)}
+        assert len(held | others) == 20
+
+
 async def test_what_a_body_of_connect_raises_reaches_the_caller_as_it_is(vhost: str) -> None:
     with pytest.raises(Unroutable):
         async with connect(vhost) as bus:

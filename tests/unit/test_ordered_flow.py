@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from dataclasses import replace
 
 from bus import Context, Delivery, Handler, Outcome, Process, Release, Service, breaker, fixed
 from bus.testing import Tester
@@ -66,6 +68,31 @@ async def test_nothing_goes_back_while_something_runs() -> None:
         await bus.advance(1)
         await bus.settled()
     assert seen == [0, 2, 1]
+
+
+async def test_a_run_that_never_ends_keeps_a_handler_from_going_on_for_a_while_only() -> None:
+    flows, service, end = Flows(), Service("yard"), asyncio.Event()
+
+    @service.on(Moved, ordered_by="parcel")
+    async def work(moved: Moved) -> None:
+        while moved.parcel == "a" and not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:  # as a thread, which cannot be cancelled
+                pass
+
+    async with Tester(service, middleware=[flows]) as bus:
+        await bus.publish(*moves("a"))
+        await bus.advance(1)
+        flows.handler.flow.hold("test")
+        await bus.advance(1)
+        flows.handler.flow.release("test")
+        await bus.publish(*moves("b"))
+        await bus.advance(1800)
+        seen = [message.body for message in bus.handled(work)]
+        end.set()
+        await bus.settled()
+    assert len(seen) == 1
 
 
 async def test_a_hold_that_ends_before_anybody_saw_it_changes_nothing() -> None:
@@ -146,6 +173,36 @@ async def test_a_suspect_runs_alone_in_its_handler() -> None:
         await bus.settled()
     assert beside[:2] == [(0, 1), (1, 1)]
     assert len(beside) == 4
+
+
+async def test_a_suspect_that_waits_for_its_pace_holds_up_nobodys_turn() -> None:
+    service = Service("yard")
+    done: list[str] = []
+
+    @service.on(Moved, ordered_by="parcel", rate="6/h")
+    async def slow(moved: Moved) -> None:
+        done.append("slow")
+
+    @service.on(Moved)
+    async def quick(moved: Moved) -> None:
+        done.append("quick")
+
+    def held(handler: Handler, process: Process) -> Process:
+        handler.flow.hold("test")
+        held_back.append(handler)
+        return process
+
+    held_back: list[Handler] = []
+    async with Tester(service, middleware=[held]) as bus:
+        await bus.publish(*moves(*"abc"))
+        for queue in bus.transport.queues.values():
+            queue.ready = deque(replace(stored, redelivered=10) for stored in queue.ready)
+        for handler in held_back:
+            handler.flow.release("test")
+            await bus.advance(30)
+        assert sorted(done) == ["quick"] * 3 + ["slow"]
+        await bus.settled()
+    assert len(done) == 6
 
 
 async def test_poison_is_dead_lettered_alone_and_its_key_goes_on() -> None:

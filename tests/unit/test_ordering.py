@@ -152,6 +152,7 @@ def test_the_key_is_the_fields_value_as_the_event_has_it(body: str, by: str, exp
         ('{"number": 7}', "code", "none"),
         ('{"number": 7, "ean": " 4 "}', "ean", "4"),
         ('{"number": 7', "number", None),
+        ('{"number": 7, "ean": 4}', "ean", None),
     ],
 )
 def test_the_field_is_read_alone_and_yet_as_the_event_has_it(body: str, by: str, expected: str | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bus import ConfigurationError, Event, Service, fixed
 from bus.pace import Pace, rate
-from bus.subscriber import prefetch
+from bus.subscriber import Gate, prefetch
 from bus.testing import Tester
 
 
@@ -158,6 +158,23 @@ def test_what_waits_is_never_so_much_that_the_broker_takes_it_back() -> None:
         service.on(Placed, rate=written, name="work")(lambda event: None)
         shares[written] = prefetch(service, service.handlers[0])
     assert shares == {"6/h": 1, "60/h": 7, "1/s": 32, "100/s": 32}
+
+
+async def test_what_begins_at_once_waits_behind_nobody() -> None:
+    pace = Pace(rate("5/s"))
+    gate = Gate(asyncio.Semaphore(3), None, pace)
+    await gate.take()
+    while pace.take():
+        pass
+    waiting = asyncio.ensure_future(gate.take())
+    await asyncio.sleep(0)
+    assert not await gate.take_now()
+    while not gate.due():
+        pass  # the one that waits has not noticed yet
+    assert await gate.take_now()
+    assert not waiting.done()
+    gate.give()
+    await waiting
 
 
 async def test_whoever_gives_up_waiting_costs_the_others_nothing() -> None:

@@ -155,7 +155,7 @@ class Feed:
             self._missing = False
         channel = await self._opened()
         try:
-            channel.settled_last = deque(maxlen=max(self._limit, 1))
+            channel.settled_last = deque(maxlen=0)
             channel.on_delivery = self._arrived
             channel.on_cancelled = self._on_cancelled
             channel.on_end = self._wake.set
@@ -271,11 +271,15 @@ class Feed:
 
     async def _grant(self, channel: Channel, wanted: int) -> None:
         if wanted < self._granted:
-            tags, self._tags, self._granted = self._tags, [], 0
-            for tag in tags:
-                await channel.rpc(commands.Basic.Cancel(consumer_tag=tag))
+            # a stop cuts this off, and then goes on where it was: what was not confirmed is asked for again
+            while self._tags:
+                await channel.rpc(commands.Basic.Cancel(consumer_tag=self._tags[-1]))
+                self._tags.pop()
+            self._granted = 0
             if not wanted:
                 channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+        if wanted > (channel.settled_last.maxlen or 0):
+            channel.settled_last = deque(channel.settled_last, maxlen=wanted)
         missing, self._granted = wanted - self._granted, wanted
         if missing:
             # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again

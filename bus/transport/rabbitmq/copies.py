@@ -111,6 +111,12 @@ def replay(raw: bytes, headers: Mapping[str, Any], token: str) -> tuple[int, byt
     return encode({**properties, "headers": _movable(kept), "delivery_mode": 2})
 
 
+def replayed(raw: bytes) -> str:
+    """Return the token of the replay that a message comes from; empty where it comes from none."""
+    token = _safe(raw).get("headers", {}).get(REPLAY) if REPLAY.encode() in raw else None
+    return token if isinstance(token, str) else ""
+
+
 def carried(
     raw: bytes, body: bytes, message: Message, failure: Failure, added: Mapping[str, Any]
 ) -> tuple[int, bytes, bytes]:

@@ -189,7 +189,9 @@ class RabbitMQDelivery:
     @property
     def handed(self) -> Settled:
         """What a second handing of the same copy has in common with this one, and a replay has not."""
-        return self.message.id, self.attempt, self._exchange
+        exchange = self._exchange
+        replay = "" if exchange == self._settling.events else copies.replayed(self._received.header)
+        return self.message.id, self.attempt, exchange, replay
 
     async def _copied(self, copy: Parcel, delay: timedelta = NO_DELAY) -> None:
         settling = self._settling
