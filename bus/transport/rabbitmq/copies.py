@@ -16,7 +16,7 @@ from typing import Any, Final
 from ...message import ATTEMPT, FIRST_FAILED_AT, HOPS, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, WAITS_SINCE, Message
 from ...outcome import Failure, Retry
 from . import wire
-from .envelope import BROKERS, MOVED, MOVED_PROPERTIES
+from .envelope import ATTRIBUTES, BROKERS, MOVED, MOVED_PROPERTIES
 
 
 RECORD: Final = "tidegate-failure-"
@@ -235,7 +235,8 @@ def _beside(raw: bytes) -> dict[str, str] | None:
     if odd or any(isinstance(value, Decimal) for value in headers.values()):
         return None
     nested = {name: value for name, value in headers.items() if isinstance(value, dict | list) and _lasts(name)}
-    if not _is_json(nested):
+    # an attribute may stand there under several names: which one counts depends on all that was there
+    if not _is_json(nested) or not ATTRIBUTES.keys().isdisjoint(nested):
         return None
     return {NESTED: _json(nested)} if nested else {}
 

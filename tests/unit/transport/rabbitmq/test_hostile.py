@@ -6,7 +6,7 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from bus import Letter, Message
 from bus.delivery import MOST_HEADERS
@@ -102,7 +102,11 @@ def test_a_retry_is_the_same_message_with_its_attempt(hostile: Hostile) -> None:
         assert not any(name.startswith("tidegate-d") for name in read["headers"])
 
 
+TWO_IDS: Any = [(b"ce-id", b"b\x00"), (b"cloudEvents_id", b"A\x00\x00\x00\x00")]
+
+
 @given(any_message)
+@example(assembled([], {"headers": TWO_IDS}, b"{}"))
 @thoroughly
 def test_a_dead_letter_tells_all_and_its_replay_is_the_message_as_it_came(hostile: Hostile) -> None:
     raw = content_header(hostile)
