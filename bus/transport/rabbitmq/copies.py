@@ -213,12 +213,16 @@ def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:
         harmful = lower in MOVED or lower.startswith(STREAMS)
         if isinstance(value, Decimal):
             # 3.10 crashes over one in a stream, where a retry ends whose handler is gone; it drops arrays
-            if fits:
+            if fits and aside not in headers:
                 moved[aside] = [value]
             continue
         if fits and not harmful and left and lower.startswith("x-"):
             harmful, left = True, left - 1
-        moved[aside if fits and harmful else name] = value
+        if fits and harmful:
+            moved[aside] = value
+        else:
+            # what is there by its own name counts, and not what a stranger set aside by that name
+            moved.setdefault(name, value)
     return moved
 
 

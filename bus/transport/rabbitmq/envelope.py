@@ -215,9 +215,9 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
                 attributes[attribute] = value
             continue
         if name.startswith(ORIGINAL_PREFIX):
-            # what a copy moved aside has its own name again, as the first delivery had it
+            # what a copy moved aside has its own name again, as the first delivery had it; what still has it counts
             name = name[len(ORIGINAL_PREFIX) :]  # noqa: PLW2901
-            if name in MOVED_PROPERTIES:
+            if name in MOVED_PROPERTIES or name in application:
                 continue
         if not name.startswith(NOT_APPLICATION) and (text := _text(value)) is not None:
             application[name] = text

@@ -79,7 +79,13 @@ def test_reading_is_total_and_tells_the_same_each_time(hostile: Hostile) -> None
     envelope.deliveries_before(method, raw)
 
 
+SET_ASIDE: Any = [(b"tidegate-original-", string("98")), (b"", b"D\x00\x00\x00\x00\x01")]
+TWICE: Any = [(b"X-Upper", string("mine")), (b"tidegate-original-X-Upper", string("theirs"))]
+
+
 @given(any_message)
+@example(assembled([], {"headers": SET_ASIDE}, b"{}"))
+@example(assembled([], {"headers": TWICE}, b"{}"))
 @thoroughly
 def test_a_retry_is_the_same_message_with_its_attempt(hostile: Hostile) -> None:
     first = delivered(content_header(hostile), hostile.body)
