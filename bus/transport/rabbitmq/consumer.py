@@ -340,8 +340,7 @@ class RabbitMQConsumer:
         while True:
             received = inbox.ready.popleft() if inbox.ready else await inbox.get()
             delivery = RabbitMQDelivery(received, self._settling)
-            came_again = delivery.redelivered > 0
-            if not doubts.settled(delivery.handed, redelivered=came_again):
+            if doubts.none or not doubts.settled(delivery.handed, redelivered=delivery.redelivered > 0):
                 return delivery
             delivery.ack()
 

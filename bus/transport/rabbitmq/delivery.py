@@ -76,7 +76,7 @@ class RabbitMQDelivery:
         self._settling = settling
         self._run = ""
         self._tag, redelivered, self._exchange, self._key = wire.delivered(received.method)
-        ours, original = settling.is_ours(self._exchange), self._exchange == settling.names.events
+        ours, original = settling.is_ours(self._exchange), self._exchange == settling.events
         self._arrived = envelope.decode(
             received.header, received.body, self._key, ours=ours, redelivered=redelivered, original=original
         )

@@ -22,6 +22,11 @@ class Doubts:
     def __init__(self) -> None:
         self._until: dict[Settled, float] = {}
 
+    @property
+    def none(self) -> bool:
+        """Whether there is nothing to ask: nearly always."""
+        return not self._until
+
     def add(self, settled: Iterable[Settled]) -> None:
         """Note what was acked last when the connection was lost."""
         now = asyncio.get_running_loop().time()
@@ -30,8 +35,6 @@ class Doubts:
 
     def settled(self, handed: Settled, *, redelivered: bool) -> bool:
         """Tell whether a delivery was settled before; what comes for the first time, as a replay does, was not."""
-        if not self._until:
-            return False
         until = self._until.get(handed)
         if until is None:
             return False
