@@ -107,6 +107,8 @@ def replay(raw: bytes, headers: Mapping[str, Any], token: str) -> tuple[int, byt
         except (ValueError, TypeError):
             pass  # somebody else's header
     kept |= {name: headers[name] for name in (ROUTING_KEY, MADE_ID) if name in headers}
+    # 4.x keeps the expiration of what it gave up on for it
+    kept |= _moved_aside(properties)
     kept[REPLAY] = token
     return encode({**properties, "headers": _movable(kept), "delivery_mode": 2})
 
