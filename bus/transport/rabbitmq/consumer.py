@@ -26,6 +26,9 @@ ANSWER_WITHIN: Final = 5.0
 CONSUME_WITHIN: Final = 10.0
 """Seconds that a broker needs to consume from a queue, which may have to elect its leader first."""
 
+CLOSE_FOR_LATE: Final = ("3.", "4.0.", "4.1.", "4.2.")
+"""Versions that close the channel of a consumer with something unacked for too long; later ones cancel it."""
+
 
 class Inbox:
     """Deliveries that nobody took yet, in their order; whoever waits gets the next. It outlives channels."""
@@ -175,6 +178,10 @@ class Feed:
             if channel.error is not None:
                 raise channel.error
             self._missing = True
+            if await self._late(channel):
+                self._tell("the broker took back what was unacked for too long")
+                await channel.aclose()
+                return
             self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
             if not self._ordered:  # another channel beside this one would get what comes after what runs here
                 self._abandon(channel)
@@ -185,6 +192,21 @@ class Feed:
                 self._doubts.add(channel.settled_last)
             if channel not in self._abandoned:
                 await channel.aclose()
+
+    async def _late(self, channel: Channel) -> bool:
+        """Tell whether a consumer was cancelled for what was unacked too long: its queue is there still."""
+        if channel.link.version.startswith(CLOSE_FOR_LATE):
+            return False
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                scratch = await channel.link.channel()
+                await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
+                scratch.leave()
+        except ChannelClosed as error:
+            return error.code != 404
+        except TimeoutError:
+            pass
+        return True
 
     def _abandon(self, channel: Channel) -> None:
         """Leave a channel whose queue was deleted or moved, but open: what runs can still be settled on it.

@@ -44,6 +44,7 @@ class Link(asyncio.Protocol):
         self.frame_max = FRAME_MAX
         self.blocked = ""
         self.answers_cancel = False
+        self.version = ""
         self._address = address
         self._heartbeat = address.heartbeat
         self._loop = asyncio.get_running_loop()
@@ -253,6 +254,7 @@ class Link(asyncio.Protocol):
                 capabilities: Any = (command.server_properties or {}).get("capabilities") or {}
                 # RabbitMQ keeps the tag of a consumer that it cancelled until it is answered; older ones close for it
                 self.answers_cancel = bool(capabilities.get("accept_consumer_cancel_ok"))
+                self.version = str((command.server_properties or {}).get("version", ""))
                 properties: Any = {
                     "capabilities": CAPABILITIES,
                     "product": "Tidegate",
