@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 run: .venv/.done ## the shop on the in-memory bus
 	@$(BIN)/python app.py demo
 
-test: .venv/.done ## every check and every test, the ones on a real RabbitMQ included
+test: .venv/.done ## every check and every test, on a real RabbitMQ too; BROKER=3.10, 4.0 or 4.3 wants that version
 	@BIN=$(BIN) sh scripts/test
 
 check: .venv/.done ## formatting, lint and types

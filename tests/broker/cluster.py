@@ -18,7 +18,7 @@ class Cluster:
     def start(self) -> None:
         """Start the nodes, and join them."""
         first, *others = self.nodes
-        if first.programs is None:
+        if first.programs.image:
             raise NoBroker(MISSING)
         with ThreadPoolExecutor() as pool:
             list(pool.map(Node.start, self.nodes))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -35,7 +35,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or RUN not in os.environ:
         return
     folder = Path(os.environ.pop(RUN))
-    node = _restored(folder / "broker.json")
+    node = _restored(folder / "broker")
     if node is not None:
         node.close()
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,13 +58,12 @@ def broker() -> Shared:
     """The shared broker, started by the first test that wants it."""
     folder = Path(os.environ[RUN])
     with _locked(folder / "lock"):
-        kept = folder / "broker.json"
+        kept = folder / "broker"
         node = _restored(kept)
         if node is None:
             node = Node()
             node.start()
-            state = {key: str(value) if isinstance(value, Path) else value for key, value in vars(node).items()}
-            kept.write_text(json.dumps(state))
+            kept.write_bytes(pickle.dumps(node))
             print(f"private broker: RabbitMQ {node.version()}")
             (folder / "version").write_text(node.version())
     return Shared(node)
@@ -123,7 +122,6 @@ def _locked(path: Path) -> Iterator[None]:
 def _restored(kept: Path) -> Node | None:
     if not kept.exists():
         return None
-    node = object.__new__(Node)
-    for key, value in json.loads(kept.read_text()).items():
-        setattr(node, key, Path(value) if key in ("folder", "programs") and value else value)
+    node = pickle.loads(kept.read_bytes())  # written by this run
+    assert isinstance(node, Node)
     return node

@@ -10,14 +10,12 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from .install import programs
+from .install import Programs, programs
 
 
 READY_WITHIN = 60.0
 ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
-IMAGE = "rabbitmq:3"
 
 
 class Node:
@@ -27,9 +25,11 @@ class Node:
     """
 
     def __init__(self, beside: Node | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="tidegate-broker-"))
-        self.port, self._dist, self._epmd = _free_ports(3)
         self.programs = programs()
+        within = Path(self.programs.root, tempfile.gettempdir().lstrip("/"))
+        within.mkdir(exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="tidegate-broker-", dir=within))
+        self.port, self._dist, self._epmd = _free_ports(3)
         self._name = f"tidegate{self.port}"
         self._cookie = self._name
         if beside is not None:
@@ -55,13 +55,13 @@ class Node:
 
     def start(self) -> None:
         """Start, and return when the broker takes connections."""
-        if self.programs is None:
+        if self.programs.image:
             self._start_container()
         else:
             # a shell's background job, so that no process of the tests has to wait for it
-            start = '"$0" >>log/out 2>&1 </dev/null &'
+            start = '"$0" "$@" >>log/out 2>&1 </dev/null &'
             subprocess.run(
-                ["sh", "-c", start, self.programs / "rabbitmq-server"],
+                ["sh", "-c", start, *self.programs.command("rabbitmq-server")],
                 cwd=self.folder,
                 env=self._environment(),
                 start_new_session=True,
@@ -93,8 +93,11 @@ class Node:
             subprocess.run(["docker", "rm", "-f", self._container], check=False, capture_output=True, timeout=60)
         else:
             self.kill()
-            if epmd := shutil.which("epmd"):
-                subprocess.run([epmd, "-port", str(self._epmd), "-kill"], check=False, capture_output=True, timeout=10)
+            end = ["epmd", "-port", str(self._epmd), "-kill"]
+            if self.programs.root != "/":
+                end = Programs("/usr/bin", self.programs.root).command(*end)
+            if shutil.which(end[0]):
+                subprocess.run(end, check=False, capture_output=True, timeout=10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def pid(self) -> int | None:
@@ -109,11 +112,10 @@ class Node:
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl and return what it printed."""
         if self._container:
-            command: list[Any] = ["docker", "exec", self._container, "rabbitmqctl", "-q", *arguments]
+            command = ["docker", "exec", self._container, "rabbitmqctl", "-q", *arguments]
             environment = None
         else:
-            assert self.programs is not None
-            command = [self.programs / "rabbitmqctl", "-q", "-n", self.erlang_name, *arguments]
+            command = self.programs.command("rabbitmqctl", "-q", "-n", self.erlang_name, *arguments)
             environment = self._environment()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
         if done.returncode:
@@ -129,12 +131,19 @@ class Node:
             f'<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>) end || V <- [{quoted}]].',
         )
 
+    def time_out_consumers(self, milliseconds: int) -> None:
+        """Take back what is unacked for longer; a queue that has a limit of its own listens to a policy only."""
+        if self.version().startswith("3.10"):
+            self.ctl("eval", f"application:set_env(rabbit, consumer_timeout, {milliseconds}).")
+        else:
+            self.ctl("set_policy", "--apply-to", "queues", "impatient", ".*", f'{{"consumer-timeout":{milliseconds}}}')
+
     def version(self) -> str:
         """Return the broker's version."""
         return self.ctl("eval", "rabbit_misc:version().").strip().strip('"')
 
     def _environment(self) -> dict[str, str]:
-        folder = str(self.folder)
+        folder = f"/{self.folder.relative_to(self.programs.root)}"
         return {
             "PATH": os.environ["PATH"],
             "HOME": f"{folder}/home",
@@ -162,7 +171,7 @@ class Node:
             subprocess.run(["docker", "start", self._container], check=True, capture_output=True, timeout=60)
             return
         config = ["-v", f"{self.folder / 'advanced.config'}:/etc/rabbitmq/advanced.config:ro"]
-        command = ["docker", "run", "-d", "-p", f"127.0.0.1:{self.port}:5672", *config, IMAGE]
+        command = ["docker", "run", "-d", "-p", f"127.0.0.1:{self.port}:5672", *config, self.programs.image]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         self._container = done.stdout.strip()
 
