@@ -336,7 +336,7 @@ class MemoryTransport:
                     waits_since=outcome.waits_since,
                     redelivered=0,
                 )
-                self._later(delay, lambda: queue.put(replace(again, position=self._position())))
+                self._later(delay, lambda: self._put(queue, replace(again, position=self._position())))
             case DeadLetter():
                 self._dead_letters.add(stored.message, outcome)
             case Release():
@@ -367,13 +367,15 @@ class MemoryTransport:
 
     def _send(self, outgoing: Outgoing) -> None:
         self.on_sent(outgoing)
+        self._later(outgoing.delay, lambda: self._route(outgoing))
 
-        def route() -> None:
-            by = outgoing.message.type if outgoing.address is None else None
-            for queue in self._routes(outgoing):
-                queue.put(Stored(outgoing.message, self._position(), routed_by=by))
+    def _route(self, outgoing: Outgoing) -> None:
+        by = outgoing.message.type if outgoing.address is None else None
+        for queue in self._routes(outgoing):
+            self._put(queue, Stored(outgoing.message, self._position(), routed_by=by))
 
-        self._later(outgoing.delay, route)
+    def _put(self, queue: MemoryQueue, stored: Stored) -> None:
+        queue.put(stored)
 
     def _later(self, delay: timedelta, action: Callable[[], None]) -> None:
         if delay <= timedelta():
