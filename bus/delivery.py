@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 
 from . import clock
+from .answers import answered, told
 from .context import Context
 from .deadline import Deadline
 from .deploys import stale, unreadable
@@ -103,7 +104,7 @@ def running(handler: Handler, runtime: Runtime) -> Process:
             first_failed_at=delivery.first_failed_at,
         )
         try:
-            context.publish(*_events(await call(given, context)))
+            returned = context.publish(*_events(await call(given, context)))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
@@ -115,7 +116,9 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         except BaseException as error:
             # sys.exit() and the panics of extensions are failures like any other
             return judge(handler, delivery, error, random)
-        return Ack(context.outgoing)
+        if message.reply_to is None:
+            return Ack(context.outgoing)
+        return answered(message, context.outgoing, len(returned))
 
     return run
 
@@ -204,7 +207,7 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
             slots.give()
         lost: Outcome | None = outcome
         try:
-            outcome = await _carry_out(handler, delivery, outcome, random)
+            outcome = await _carry_out(handler, delivery, outcome, runtime)
             lost = None
         except DeliveryLost:
             return Release()
@@ -242,12 +245,12 @@ def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
     return outcome
 
 
-async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, random: Random) -> Outcome:
+async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime) -> Outcome:
     try:
-        await delivery.settle(outcome)
+        await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     except Unroutable as error:
-        outcome = judge(handler, delivery, error, random)
-        await delivery.settle(outcome)
+        outcome = judge(handler, delivery, error, runtime.random)
+        await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     return outcome
 
 

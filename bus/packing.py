@@ -15,7 +15,10 @@ from .outcome import Failure, Letter, Reason
 
 
 FORMAT: Final = 1
-PLAIN: Final = ("id", "type", "source", "correlation_id", "causation_id", "key", "subject", "reply_to", "content_type")
+PLAIN: Final = (
+    *("id", "type", "source", "correlation_id", "causation_id", "key", "subject", "reply_to", "wants"),
+    "content_type",
+)
 TIMES: Final = ("time", "expires")
 NUMBERS: Final = ("version", "hops", "header_bytes")
 TEXTS_OF_FAILURE: Final = ("service", "handler", "reason", "error_type", "error", "traceback", "worker")

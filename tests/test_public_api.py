@@ -42,6 +42,8 @@ PUBLIC = [
     "Queue",
     "Reject",
     "Release",
+    "RequestFailed",
+    "RequestTimeout",
     "Retry",
     "RetryAfter",
     "Seconds",

@@ -115,6 +115,14 @@ class Tester(Bus):
         if error is not None:
             error.add_note(self.story())
 
+    async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
+        """Publish an event and return the first event of the class `reply` that it causes; time jumps meanwhile.
+
+        As `Bus.request`: a RequestTimeout comes without a wait.
+        """
+        with self._time.jumping():
+            return await super().request(event, reply, timeout=timeout)
+
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run; time jumps meanwhile.
 

@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 from ..message import Message, Outgoing
 from ..outcome import Letter, Outcome
+from ..replies import Replies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,9 @@ class Delivery(Protocol):
         broker refuses a copy, settling holds the delivery and tries again with backoff. Raises DeliveryLost when the
         delivery's connection is gone: the message comes again. A Release never raises. Raises Unroutable when an
         event that was published as `required` matches no queue: the caller judges that as a failure.
+
+        An outcome's `reply` goes to the message's `reply_to` after the copies and before the ack: once, and nothing
+        waits for it. That an address is garbage, or nobody's any more, or not one to answer to, is no failure.
         """
         ...
 
@@ -205,6 +209,21 @@ class Transport(Protocol):
 
         Waits for the connection up to the publish timeout. Raises PublishError (Unroutable, PublishRefused,
         BusUnavailable) with the fate of each id. A cancelled publish may have been stored.
+        """
+        ...
+
+    @property
+    def replies(self) -> Replies:
+        """The requests of this transport that wait for their replies."""
+        ...
+
+    async def request(self, message: Message, *, timeout: float) -> Message:
+        """Publish a request as `required`, with an address at which replies reach `replies`; return the first.
+
+        Waits for a connection within the timeout. Raises Unroutable and PublishRefused as `publish` does, and what
+        `replies` makes of the reply; BusUnavailable where it was not stored in time, or when the connection on which
+        the reply would come is lost: it is not sent again, as a handler may have run. Raises TimeoutError where it
+        was stored and no reply came. When it is cancelled nothing is left of it here, and it may be handled yet.
         """
         ...
 

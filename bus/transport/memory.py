@@ -17,6 +17,7 @@ from typing import Final, Self, assert_never
 from ..errors import DeliveryLost, Fate, Unroutable
 from ..message import Message, Outgoing
 from ..outcome import Ack, DeadLetter, Outcome, Release, Retry
+from ..replies import Replies
 from ..topic import matches_any
 from . import Subscription
 from .memory_letters import MemoryDeadLetters
@@ -24,6 +25,8 @@ from .memory_letters import MemoryDeadLetters
 
 SUSPECT: Final = 2
 """A message that came back so often without an outcome may be what kills workers."""
+HERE: Final = "memory"
+"""The address of whoever waits for a reply in this process."""
 BEHIND: Final = 10
 """The same, for an ordered queue's messages behind the first."""
 
@@ -257,6 +260,7 @@ class MemoryTransport:
         self.on_sent: Callable[[Outgoing], None] = lambda _: None
         self.on_settled: Callable[[], None] = lambda: None
         self.queues: dict[str, MemoryQueue] = {}
+        self.replies = Replies()
         self._dead_letters = MemoryDeadLetters(self.publish)
         self._positions = 0
         self._begun: Counter[int] = Counter()
@@ -287,6 +291,13 @@ class MemoryTransport:
         for outgoing in messages:
             self._send(outgoing)
 
+    async def request(self, message: Message, *, timeout: float) -> Message:
+        """Store a request, and return the first reply to it."""
+        with self.replies.expected(message) as reply:
+            await self.publish([Outgoing(replace(message, reply_to=HERE), required=True)])
+            async with asyncio.timeout(timeout):
+                return await reply
+
     @asynccontextmanager
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[MemoryConsumer]:
         """Take deliveries of a subscription, in turns with its other consumers."""
@@ -300,7 +311,8 @@ class MemoryTransport:
                 consumer.leave()
 
     async def aclose(self) -> None:
-        """Forget what is delayed."""
+        """Forget what is delayed, and who waits for a reply."""
+        self.replies.lost("the bus was closed")
         for timer in self._delayed.values():
             timer.cancel()
         self._delayed.clear()
@@ -328,6 +340,7 @@ class MemoryTransport:
                 self._check_routes(published)
                 for outgoing in published:
                     self._send(outgoing)
+                self._reply(stored.message, outcome.reply)
             case Retry(delay=delay):
                 again = replace(
                     stored,
@@ -339,10 +352,15 @@ class MemoryTransport:
                 self._later(delay, lambda: queue.put(replace(again, position=self._position())))
             case DeadLetter():
                 self._dead_letters.add(stored.message, outcome)
+                self._reply(stored.message, outcome.reply)
             case Release():
                 pass
             case _:
                 assert_never(outcome)
+
+    def _reply(self, request: Message, reply: Message | None) -> None:
+        if reply is not None and request.reply_to == HERE:
+            self.replies.arrived(reply)
 
     def _queue(self, subscription: Subscription) -> MemoryQueue:
         queue = self.queues.setdefault(subscription.name, MemoryQueue(subscription))

@@ -41,6 +41,7 @@ class Settling:
     store: Callable[[Sequence[Parcel]], Awaitable[None]]
     redeclare: Callable[[], Awaitable[None]]
     delay_to: Callable[[Ways], Awaitable[object]]
+    answer: Callable[[str, Message], None]
     suspects: Suspects
 
     @cached_property
@@ -166,10 +167,12 @@ class RabbitMQDelivery:
                     await self._settling.publish(published)
                 except (PublishRefused, BusUnavailable):
                     await self._held(lambda: self._settling.publish(published))
+                self._answer(outcome.reply)
             case Retry():
                 await self._held(lambda: self._copied(self._retry(outcome), outcome.delay))
             case DeadLetter():
                 await self._held(lambda: self._copied(self._dead_letter(outcome)))
+                self._answer(outcome.reply)
             case Release():
                 self._received.channel.release([self._tag])
                 return
@@ -178,6 +181,10 @@ class RabbitMQDelivery:
         self._require_channel()
         # a wait for another version leaves the attempt as it is: its copy must not be taken for what was settled here
         self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt)
+
+    def _answer(self, reply: Message | None) -> None:
+        if reply is not None and (address := self.message.reply_to) is not None:
+            self._settling.answer(address, reply)
 
     def ack(self, *, known: bool = True) -> None:
         """Ack it: its outcome is carried out. It is `known` then, should it come again because the ack was lost."""

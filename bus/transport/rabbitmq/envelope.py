@@ -25,9 +25,11 @@ from ...message import (
     JSON_CONTENT,
     MADE_ID,
     ORIGINAL_PREFIX,
+    REPLY_TO,
     ROUTED,
     ROUTING_KEY,
     WAITS_SINCE,
+    WANTS,
     Ids,
     Message,
 )
@@ -36,6 +38,8 @@ from . import wire
 
 FLAGS: Final = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 3
 """Content type, headers, delivery mode, correlation id, message id, timestamp, type and app id are present."""
+FLAGS_OF_REQUEST: Final = FLAGS | 1 << 9
+"""The same, and reply-to."""
 PERSISTENT: Final = b"\x02"
 DELIVERY_COUNT: Final = "x-delivery-count"
 ATTRIBUTES: Final = {
@@ -51,9 +55,11 @@ BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, 
 """Headers that the broker writes; a copy must not carry them back to it."""
 NOT_APPLICATION: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", *BROKERS)
 MOVED: Final = frozenset({"cc", "bcc"})
-MOVED_PROPERTIES: Final = ("expiration", "user_id", "type")
+MOVED_PROPERTIES: Final = ("expiration", "user_id", "type", "reply_to")
 """Properties that a copy has among its headers, so that the broker does not look at them again."""
 
+DIRECT_REPLIES: Final = "amq.rabbitmq.reply-to"
+"""The consumer of the channel that publishes: the broker makes an address of it, and ends a channel that has none."""
 MOST_ADDED: Final = 4_096
 """Bytes of what copies carry beside the message's own headers, at most."""
 
@@ -84,8 +90,11 @@ class Arrived:
     """The key that it was published with, whatever the keys of its copies are."""
 
 
-def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
-    """Return the properties of a message, headers and `added` ones included, for a content header with `FLAGS`."""
+def encode(message: Message, added: Mapping[str, Any] | None = None, reply_to: bytes = b"") -> bytes:
+    """Return the properties of a message, headers and `added` ones included, for a content header with `FLAGS`.
+
+    With a `reply_to`, a short string, it is for one with `FLAGS_OF_REQUEST`.
+    """
     constant, tail = _constant(message.type, message.version, message.source)
     id = message.id.encode()
     correlation = (message.correlation_id or message.id).encode()
@@ -97,6 +106,9 @@ def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
         parts.append(_HOPS + wire.U32.pack(message.hops))
     if message.key is not None or message.subject is not None or message.expires is not None:
         parts += _rare(message)
+    if message.wants is not None:
+        parts += [wire.field(WANTS, message.wants)]
+        parts += [] if message.reply_to is None else [wire.field(REPLY_TO, message.reply_to)]
     if message.headers:
         parts += [wire.field(name, value) for name, value in message.headers.items()]
     if added:
@@ -109,6 +121,7 @@ def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
             table,
             PERSISTENT,
             wire.short_bytes(correlation),
+            reply_to,
             wire.short_bytes(id),
             wire.U64.pack(int(message.time.timestamp())),
             tail,
@@ -146,6 +159,9 @@ def decode(
         attributes, body = _structured(properties, body, problems)
     key = _original_key(headers, routing_key, original=original)
     id = _text(attributes.get("id")) or _text(properties.get("message_id"))
+    reply_to, wants = _text(properties.get("reply_to")), headers.get(WANTS)
+    if wants is not None:
+        wants, reply_to = _bounded(wants), reply_to or _bounded(headers.get(REPLY_TO))
     message = Message(
         id=id or _bounded(headers.get(MADE_ID)) or _make_id(),
         type=_text(attributes.get("type")) or key,
@@ -159,7 +175,8 @@ def decode(
         key=_text(attributes.get("partitionkey")),
         subject=_text(attributes.get("subject")),
         expires=_moment("expirytime", attributes.get("expirytime"), problems),
-        reply_to=_text(properties.get("reply_to")),
+        reply_to=reply_to,
+        wants=wants,
         content_type=_text(properties.get("content_type")) or JSON_CONTENT,
         headers=application,
         id_made_up=id is None,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from ...errors import BusUnavailable, Fate, PublishError, PublishRefused, TidegateError, TopologyMismatch, Unroutable
 from ...logs import logger
-from ...message import ROUTED, Outgoing
+from ...message import ROUTED, Message, Outgoing
+from ...replies import Replies
 from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
 from .address import Address, addresses
+from .answers import Answers
 from .cascade import Cascade, Ways
 from .channel import Parcel
 from .consumer import Feed, Inbox, RabbitMQConsumer
@@ -21,6 +24,7 @@ from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
 from .doubts import Doubts
 from .publisher import Publisher
+from .requests import Requests
 from .supervisor import Backoff, Supervisor
 from .suspects import Suspects
 
@@ -36,6 +40,8 @@ class RabbitMQTransport:
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
+        self._requests = Requests(self._publishing, self._names.events, settings.publish_timeout)
+        self._answers = Answers(self._publishing)
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
         self._timeout = settings.publish_timeout
@@ -43,7 +49,7 @@ class RabbitMQTransport:
         self._suspects: dict[str, Suspects] = {}
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
-        self._consuming_task: asyncio.Task[None] | None = None
+        self._started: dict[str, asyncio.Task[None]] = {}
 
     @classmethod
     @asynccontextmanager
@@ -64,8 +70,8 @@ class RabbitMQTransport:
                 await transport._dead_letters.aclose()
                 opening.cancel()
                 publishing.cancel()
-                if transport._consuming_task is not None:
-                    transport._consuming_task.cancel()
+                for task in transport._started.values():
+                    task.cancel()
         if failed is not None:
             raise failed
 
@@ -117,12 +123,23 @@ class RabbitMQTransport:
                 fates |= {parcel.id: Fate.UNROUTABLE for parcel in parcels if parcel.key in ways}
             raise type(error)(str(error), fates) from error
 
+    @property
+    def replies(self) -> Replies:
+        """The requests that wait for their replies."""
+        return self._requests.replies
+
+    async def request(self, message: Message, *, timeout: float) -> Message:
+        """Publish a request, and return the first reply to it."""
+        self._start("requests", self._requests.keep)
+        return await self._requests.request(message, timeout)
+
     @asynccontextmanager
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[RabbitMQConsumer]:
         """Take deliveries of a subscription, through lost connections; leaving gives back the unsettled."""
         if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
             raise fault
-        self._start_consuming()
+        # a program that only publishes needs no second connection
+        self._start("consume link", self._consuming.keep)
         inbox, doubts = Inbox(), Doubts()
 
         async def redeclare() -> None:
@@ -142,6 +159,7 @@ class RabbitMQTransport:
             self._publisher.publish,
             redeclare,
             self._cascade.ready,
+            self._answer,
             self._suspects_of(subscription.service),
         )
         async with asyncio.TaskGroup() as tasks:
@@ -155,6 +173,7 @@ class RabbitMQTransport:
     async def aclose(self) -> None:
         """End the publisher; the links close with the scope that `open` made."""
         await self._publisher.aclose()
+        await self._requests.aclose()
 
     def _suspects_of(self, service: str) -> Suspects:
         if service not in self._suspects:
@@ -166,10 +185,14 @@ class RabbitMQTransport:
             self._suspects[service] = Suspects(self._consuming, stream, self._publisher.publish, declare)
         return self._suspects[service]
 
-    def _start_consuming(self) -> None:
-        # a program that only publishes needs no second connection
-        if self._consuming_task is None and self._tasks is not None:
-            self._consuming_task = self._tasks.create_task(self._consuming.keep(), name="consume link")
+    def _answer(self, address: str, reply: Message) -> None:
+        self._start("answers", self._answers.keep)
+        self._answers.send(address, reply)
+
+    def _start(self, name: str, keep: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start what not every program needs, when it is first needed."""
+        if name not in self._started and self._tasks is not None:
+            self._started[name] = self._tasks.create_task(keep(), name=name)
 
     def _parcel(self, outgoing: Outgoing) -> Parcel:
         message = outgoing.message
