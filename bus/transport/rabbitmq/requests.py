@@ -36,6 +36,21 @@ class Requests(Publisher):
     def __init__(self, supervisor: Supervisor, exchange: str, timeout: float) -> None:
         super().__init__(supervisor, exchange, timeout)
         self.replies = Replies()
+        self._doubted = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Open channels, and watch over confirms; ends by being cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(super().keep(), name="request channel")
+            tasks.create_task(self._doubt(), name="request watch")
+
+    async def _doubt(self) -> None:
+        """Ask the link for an answer where a request was not confirmed in time, which is sooner than any heartbeat."""
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            if self._channel is not None:
+                await self._ask(self._channel.link)
 
     async def request(self, message: Message, timeout: float) -> Message:
         """Publish the request and return the first reply. Raises as the seam says."""
@@ -59,7 +74,7 @@ class Requests(Publisher):
             except TimeoutError:
                 if batch.fates[0] is Fate.STORED:
                     raise
-                raise _unconfirmed(message.id, self._supervisor.trouble) from None
+                raise self._unconfirmed(message.id, self._supervisor.trouble) from None
 
     async def _ready(self, id: str, timeout: float, deadline: float) -> Channel:
         """Return a channel that takes a request now; waits for it until the deadline."""
@@ -113,9 +128,9 @@ class Requests(Publisher):
             refused = WriteRefused if error.code == 403 else PublishRefused
             reply.set_exception(refused(f"the broker refused to store the request: {error}", {id: Fate.REFUSED}))
         else:
-            reply.set_exception(_unconfirmed(id, str(error or self._supervisor.trouble)))
+            reply.set_exception(self._unconfirmed(id, str(error or self._supervisor.trouble)))
 
-
-def _unconfirmed(id: str, why: str) -> BusUnavailable:
-    because = f": {why}" if why else ""
-    return BusUnavailable(f"the request was sent and not confirmed{because}; it may be handled yet", {id: Fate.UNKNOWN})
+    def _unconfirmed(self, id: str, why: str) -> BusUnavailable:
+        self._doubted.set()
+        told = "the request was sent and not confirmed" + (f": {why}" if why else "")
+        return BusUnavailable(f"{told}; it may be handled yet", {id: Fate.UNKNOWN})
