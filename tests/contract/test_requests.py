@@ -14,6 +14,7 @@ from bus import (
     Reject,
     RequestFailed,
     RequestTimeout,
+    RetryAfter,
     Service,
     Unroutable,
     fixed,
@@ -124,6 +125,30 @@ async def test_r1_a_request_that_was_retried_is_answered(stage: Stage) -> None:
 
     async with stage.hosting(service):
         assert await stage.bus.request(Asked(), Quoted, timeout=WITHIN) == Quoted(number=3)
+
+
+async def test_r1_what_is_asked_of_others_with_a_delay_or_replayed_still_answers_who_waits(stage: Stage) -> None:
+    mended = False
+    quotes, prices = Service("quotes"), Service("prices")
+
+    @quotes.on(Asked)
+    async def ask_for_the_price(asked: Asked, context: Context) -> None:
+        if not mended:
+            raise Reject("it tells nobody, as it returns no quote")
+        context.publish(Priced(number=asked.number), delay=0.1)
+
+    @prices.on(Priced)
+    async def price(priced: Priced, context: Context) -> Quoted:
+        if context.attempt == 1:
+            raise RetryAfter(0.1)
+        return Quoted(number=priced.number)
+
+    async with stage.hosting(quotes, prices), asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(stage.bus.request(Asked(number=7), Quoted, timeout=WITHIN))
+        [letter] = await stage.letters("quotes")
+        mended = True
+        await stage.transport.dead_letters.replay(letter)
+    assert asking.result() == Quoted(number=7)
 
 
 async def test_r1_without_an_answer_in_time_the_caller_is_told_and_the_handler_goes_on(stage: Stage) -> None:
