@@ -169,8 +169,32 @@ async def test_r3_an_address_that_is_forged_or_garbage_gets_nothing_and_fails_no
         assert len(await rabbitmq.letters("quotes", len(GARBAGE))) == len(GARBAGE)
     assert await rabbitmq.ready("keeper.keep") == 0
     assert "connection lost" not in caplog.text
-    assert "'keeper.keep' is no address for replies" in caplog.text
+    assert "'keeper.keep' is no address that a broker made for replies" in caplog.text
     assert sorted(seen) == [*range(2 * len(GARBAGE)), 100]
+
+
+FORGED = "amq.rabbitmq.reply-to.g1h2AA1nZW5lcmF0ZWRAMDA30SwAUq9h0qBX.Yq6Z/m63CydKaYNBO8FOlg=="
+"""As a broker makes them, but of a process that cannot be: RabbitMQ 3.10 ends the connection over it."""
+
+
+async def test_r3_an_address_over_which_a_broker_ends_the_connection_costs_replies_alone(
+    rabbitmq: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, seen = Service("quotes"), Log[int]()
+
+    @service.on(Asked)
+    async def quote(asked: Asked) -> Quoted:
+        seen.append(asked.number)
+        return Quoted(number=asked.number)
+
+    async with rabbitmq.hosting(service):
+        for number in range(1, 4):
+            await rabbitmq.raw("quote.asked", b"{}", {}, reply_to=FORGED)
+            # also what was on its way at that moment arrives
+            assert (await rabbitmq.bus.request(Asked(number=number), Quoted, timeout=WITHIN)).number == number
+    assert sorted(seen) == [0, 0, 0, 1, 2, 3]
+    assert caplog.text.count("link=answer") < 6  # of the others nobody tries
+    assert "link=publish" not in caplog.text and "link=consume" not in caplog.text
 
 
 async def test_r3_forged_replies_are_dropped_and_counted(rabbitmq: Stage) -> None:

@@ -41,7 +41,7 @@ class RabbitMQTransport:
         self._consuming = Supervisor(hosts, "consume", log)
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
         self._requests = Requests(self._publishing, self._names.events, settings.publish_timeout)
-        self._answers = Answers(self._publishing)
+        self._answers = Answers(Supervisor(hosts, "answer", log))
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
         self._timeout = settings.publish_timeout
