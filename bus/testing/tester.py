@@ -52,8 +52,9 @@ class Run:
 class Tester(Bus):
     """Runs services in this process: `async with Tester(inventory, resources={Pool: FakePool()}) as bus`.
 
-    The production delivery code runs on the memory transport; the event loop's clock jumps while `settled()` or
-    `advance()` is awaited, so no test waits. `resources` replace the services' own, by the type that they yield.
+    The production delivery code runs on the memory transport; the event loop's clock jumps while `settled()`,
+    `advance()` or `request()` is awaited, so no test waits. `resources` replace the services' own, by the type that
+    they yield; a Bus that they declare, to publish or request by, is this one.
     """
 
     __test__ = False  # pytest would take the name for a class of tests
@@ -70,7 +71,7 @@ class Tester(Bus):
         self.settings = settings or Settings()
         super().__init__(self.transport, self.settings, "/test")
         self._services = services
-        self._resources = dict(resources or {})
+        self._resources = {Bus: self, **(resources or {})}
         self._middleware = tuple(middleware)
         self._events = named(services)
         self._random = Random(0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -306,6 +308,36 @@ async def test_r4_a_cancelled_request_leaves_nothing_behind(stage: Stage) -> Non
         assert len(stage.transport.replies) == 0
         go.set()
         await counted(stage, 1)
+
+
+async def test_r4_requests_leave_no_memory_behind(stage: Stage) -> None:
+    async def ask(times: int) -> int:
+        for _ in range(times):
+            answers = await asyncio.gather(
+                *(stage.bus.request(Asked(number=n), Quoted, timeout=WITHIN) for n in range(50)),
+                stage.bus.request(Asked(number=-1), Quoted, timeout=0.05),
+                return_exceptions=True,
+            )
+            assert answers[:50] == [Quoted(number=n) for n in range(50)]
+            assert isinstance(answers[50], RequestTimeout)
+        await asyncio.sleep(0.1)  # what was acked last, and the log of it
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    service = Service("quotes")
+
+    @service.on(Asked)
+    async def quote(asked: Asked) -> Quoted | None:
+        return Quoted(number=asked.number) if asked.number >= 0 else None
+
+    async with stage.hosting(service):
+        tracemalloc.start()
+        try:
+            before, after = await ask(3), await ask(10)
+        finally:
+            tracemalloc.stop()
+        assert len(stage.transport.replies) == 0
+    assert after - before < 500 * 100
 
 
 async def counted(stage: Stage, dropped: int) -> None:
