@@ -22,7 +22,11 @@ import aio_pika
 
 from benchmarks.__main__ import _subscription
 from benchmarks.measure import Order, Reserved, order
+from benchmarks.peers.tidegate import Done, Placed
+from bus import Service, Settings, client, connect, discovery
+from bus.middleware.logging import logging
 from bus.transport.rabbitmq.topology import Names, queue_arguments
+from bus.worker import Worker
 
 
 PEERS = ("tidegate", "faststream")
@@ -33,11 +37,6 @@ WARM_UP = 200
 
 async def tidegate_serve(url: str) -> None:
     """Answer until the end of the process."""
-    from benchmarks.peers.tidegate import Done, Placed
-    from bus import Service, Settings, client, discovery
-    from bus.middleware.logging import logging
-    from bus.worker import Worker
-
     service = Service("bench", concurrency=128)
 
     @service.on(Placed)
@@ -52,9 +51,6 @@ async def tidegate_serve(url: str) -> None:
 
 async def tidegate_ask(url: str, total: int, at_once: int) -> dict[str, float]:
     """Ask, and return rate and latencies."""
-    from benchmarks.peers.tidegate import Done, Placed
-    from bus import connect
-
     async with connect(url) as bus:
         events = [Placed.model_validate(order(number)) for number in range(total)]
         return await asked(total, at_once, lambda number: bus.request(events[number], Done, timeout=20))

