@@ -67,6 +67,8 @@ class Requests(Publisher):
         channel = await self._ready(message.id, timeout, deadline)
         with self.replies.expected(message) as reply:
             batch = self._send(channel, [parcel], deadline)
+            if self._timer is not None and self._timer.when() > deadline:
+                self._wake_at(deadline)  # each request has a timeout of its own
             batch.future.add_done_callback(partial(self._told, message.id, channel, reply))
             try:
                 async with asyncio.timeout_at(deadline):
