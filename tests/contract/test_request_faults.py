@@ -116,6 +116,16 @@ async def test_r4_a_bus_that_is_closed_fails_what_waits(vhost: str) -> None:
         held.go.set()
 
 
+async def test_r4_the_first_answer_of_a_worker_that_stops_is_sent(rabbitmq: Stage) -> None:
+    held = Held()
+    async with staged("rabbitmq", rabbitmq.settings.url) as worker, worker.hosting(held.service) as hosted:
+        asking = asyncio.create_task(rabbitmq.bus.request(Asked(number=7), Quoted, timeout=WITHIN))
+        await held.begun.reaches(1)
+        asyncio.get_running_loop().call_soon(held.go.set)
+        await hosted.stop()
+    assert (await asking).number == 7
+
+
 async def test_r4_a_worker_that_is_killed_costs_no_answer(rabbitmq: Stage, tmp_path: Path) -> None:
     died = tmp_path / "died"
     await rabbitmq.declare(answering(died))

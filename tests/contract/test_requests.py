@@ -153,6 +153,22 @@ async def test_r1_what_is_asked_of_others_with_a_delay_or_replayed_still_answers
     assert asking.result() == Quoted(number=7)
 
 
+async def test_r1_an_ordered_handler_answers_too(stage: Stage) -> None:
+    service = Service("quotes")
+
+    @service.on(Asked, ordered_by="number", retry=fixed(2, 0.05))
+    async def quote(asked: Asked, context: Context) -> Quoted:
+        if asked.number and context.attempt == 1:
+            raise ConnectionError("not yet")
+        return Quoted(number=context.attempt)
+
+    async with stage.hosting(service):
+        answers = await asyncio.gather(
+            *(stage.bus.request(Asked(number=number), Quoted, timeout=WITHIN) for number in (0, 1, 1, 0))
+        )
+    assert [answer.number for answer in answers] == [1, 2, 2, 1]
+
+
 async def test_r1_without_an_answer_in_time_the_caller_is_told_and_the_handler_goes_on(stage: Stage) -> None:
     done: Log[int] = Log()
     go = asyncio.Event()

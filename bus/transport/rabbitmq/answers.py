@@ -13,7 +13,7 @@ from ...errors import AccessRefused, Fate
 from ...logs import logger
 from ...message import Message
 from . import envelope
-from .channel import Channel, ChannelClosed, Parcel
+from .channel import GOODBYE, Channel, ChannelClosed, Parcel
 from .publisher import OPEN_WITHIN
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
@@ -47,13 +47,15 @@ class Answers:
         self._waiting: deque[Parcel] = deque(maxlen=MOST_WAITING)
         self._doubtful: deque[Parcel] = deque(maxlen=MOST_WAITING)
         self._wanted = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._sent.set()
         self._gone: dict[str, float] = {}
         self._told: set[str] = set()
 
     def send(self, address: str, reply: Message) -> None:
         """Send a reply, or keep it until there is a channel. Never waits, never raises."""
         if (node := node_of(address)) is None:
-            self._tell(f"{address[:60]!r} is no address that a broker made for replies")
+            self._tell("address", f"{address[:60]!r} is no address that a broker made for replies")
             return
         if self._gone and self._gone.get(node, 0) > asyncio.get_running_loop().time():
             return
@@ -62,6 +64,7 @@ class Answers:
             self._put(self._channel, parcel)
         else:
             self._waiting.append(parcel)
+            self._sent.clear()
             self._wanted.set()
 
     async def keep(self) -> None:
@@ -89,10 +92,20 @@ class Answers:
             self._wanted.clear()
             while self._waiting:
                 self._put(channel, self._waiting.popleft())
+            self._sent.set()
             await channel.closed.wait()
             if isinstance(channel.error, ChannelClosed):
-                self._tell(f"{channel.error}; the user of BUS_URL needs the permission to write to amq.default")
+                why = f"{channel.error}; the user of BUS_URL needs the permission to write to amq.default"
+                self._tell("permission", why)
                 await asyncio.sleep(AFTER_A_REFUSAL)
+
+    async def aclose(self) -> None:
+        """Send what waits for the connection, `GOODBYE` at most: the first reply of a worker that stops is one."""
+        try:
+            async with asyncio.timeout(GOODBYE):
+                await self._sent.wait()
+        except TimeoutError:
+            pass  # it is best effort
 
     async def _sent_alone(self, channel: Channel) -> bool:
         """Send what was in doubt when the last channel ended, one by one; tell whether the channel outlived it."""
@@ -116,10 +129,9 @@ class Answers:
         try:
             channel.publish([parcel]).future.add_done_callback(told)
         except Malformed as error:
-            self._tell(str(error))
+            self._tell("size", str(error))
 
-    def _tell(self, why: str) -> None:
-        kind = why.partition(" ")[2]
+    def _tell(self, kind: str, why: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
             logger().warning("a reply was not sent; others like it are not told of", error=why)

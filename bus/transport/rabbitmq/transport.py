@@ -174,6 +174,7 @@ class RabbitMQTransport:
         """End the publisher; the links close with the scope that `open` made."""
         await self._publisher.aclose()
         await self._requests.aclose()
+        await self._answers.aclose()
 
     def _suspects_of(self, service: str) -> Suspects:
         if service not in self._suspects:
