@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import tracemalloc
 from typing import Any
 
 import pytest
 
 from bus import (
+    BusUnavailable,
     Context,
     Event,
     Message,
@@ -180,10 +182,10 @@ async def test_r1_without_an_answer_in_time_the_caller_is_told_and_the_handler_g
         done.append(asked.number)
 
     async with stage.hosting(service):
-        with pytest.raises(RequestTimeout, match=r"quote.asked \w+: stored, but no quote.given came within 0.2 s"):
-            await stage.bus.request(Asked(number=7), Quoted, timeout=0.2)
+        told = await timed_out(stage, Asked(number=7))
         go.set()
         await done.reaches(1)
+    assert re.match(r"quote.asked \w+: stored, but no quote.given came within [\d.]+ s\. It may be handled yet", told)
 
 
 async def test_r1_a_request_that_nobody_subscribes_to_fails_at_once(stage: Stage) -> None:
@@ -275,8 +277,7 @@ async def test_r3_a_late_answer_is_dropped_and_counted(stage: Stage) -> None:
         return Quoted(number=asked.number)
 
     async with stage.hosting(service):
-        with pytest.raises(RequestTimeout):
-            await stage.bus.request(Asked(number=0), Quoted, timeout=0.2)
+        await timed_out(stage, Asked(number=0))
         go.set()
         await counted(stage, 1)
         # and is never taken for the answer to another
@@ -335,7 +336,7 @@ async def test_r4_requests_leave_no_memory_behind(stage: Stage) -> None:
                 return_exceptions=True,
             )
             assert answers[:50] == [Quoted(number=n) for n in range(50)]
-            assert isinstance(answers[50], RequestTimeout)
+            assert isinstance(answers[50], TimeoutError | BusUnavailable)
         await asyncio.sleep(0.1)  # what was acked last, and the log of it
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
@@ -354,6 +355,15 @@ async def test_r4_requests_leave_no_memory_behind(stage: Stage) -> None:
             tracemalloc.stop()
         assert len(stage.transport.replies) == 0
     assert after - before < 500 * 100
+
+
+async def timed_out(stage: Stage, asked: Asked) -> str:
+    """Request what nobody answers in time, and return what the caller is told."""
+    with pytest.raises(Unroutable):
+        await stage.bus.request(Other(), Quoted, timeout=WITHIN)  # so that the connection is there
+    with pytest.raises(RequestTimeout) as raised:
+        await stage.bus.request(asked, Quoted, timeout=0.1 if stage.kind == "memory" else 1)
+    return str(raised.value)
 
 
 async def counted(stage: Stage, dropped: int) -> None:
