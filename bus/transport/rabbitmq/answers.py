@@ -13,7 +13,7 @@ from ...errors import AccessRefused, Fate
 from ...logs import logger
 from ...message import Message
 from . import envelope
-from .channel import GOODBYE, Channel, ChannelClosed, Parcel
+from .channel import GOODBYE, Batch, Channel, ChannelClosed, Parcel
 from .publisher import OPEN_WITHIN
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
@@ -111,7 +111,8 @@ class Answers:
         """Send what was in doubt when the last channel ended, one by one; tell whether the channel outlived it."""
         while self._doubtful:
             parcel = self._doubtful.popleft()
-            await channel.publish([parcel]).future
+            if (batch := self._published(channel, parcel)) is not None:
+                await batch.future
             if channel.error is not None:
                 if INTERNAL_ERROR in str(channel.error):
                     now = asyncio.get_running_loop().time()
@@ -126,10 +127,15 @@ class Answers:
                 self._doubtful.append(parcel)
                 self._wanted.set()
 
+        if (batch := self._published(channel, parcel)) is not None:
+            batch.future.add_done_callback(told)
+
+    def _published(self, channel: Channel, parcel: Parcel) -> Batch | None:
         try:
-            channel.publish([parcel]).future.add_done_callback(told)
+            return channel.publish([parcel])
         except Malformed as error:
             self._tell("size", str(error))
+            return None
 
     def _tell(self, kind: str, why: str) -> None:
         if kind not in self._told:
