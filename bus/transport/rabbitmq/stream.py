@@ -42,6 +42,11 @@ class Streams:
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
 
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Where the broker is, the host that served last first."""
+        return self._addresses
+
     async def aclose(self) -> None:
         """Close the link."""
         link, self._link = self._link, None

@@ -40,10 +40,15 @@ ANSWER_WITHIN: Final = 30.0
 """Seconds that one subscription, or the delay cascade, may take to be declared before its connection is given up."""
 HEARTBEAT: Final = 10
 STREAM: Final[FieldTable] = {"x-queue-type": "stream"}
-"""Arguments of a generation of dead letters: kept without limit."""
-MARKS_LAST: Final = "7D"
+"""Arguments of a generation of dead letters, and of the record: kept without limit."""
 SEGMENT: Final = 1_000_000
 """Bytes after which a stream begins a new file; only whole files grow old enough to go."""
+SUSPECTS: Final[FieldTable] = {
+    "x-queue-type": "stream",
+    "x-max-age": "7D",
+    "x-stream-max-segment-size-bytes": SEGMENT,
+}
+"""Arguments of the marks of suspects: kept for a week."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,11 @@ class Names:
     def suspects(self, service: str) -> str:
         """The stream of marks of what may kill the service's workers."""
         return self.of(f"{service}.suspects")
+
+    @property
+    def record(self) -> str:
+        """The stream of what was declared."""
+        return self.of("tidegate.topology")
 
 
 def milliseconds(delay: timedelta) -> int:
@@ -291,13 +301,8 @@ async def _declare_subscription(channel: AbstractChannel, names: Names, subscrip
         await queue.bind(names.events, pattern)
 
 
-async def declare_suspects(addresses: Sequence[Address], stream: str) -> None:
-    """Declare the stream of a service's suspects. Raises AccessRefused without the right to."""
-    arguments: FieldTable = {
-        "x-queue-type": "stream",
-        "x-max-age": MARKS_LAST,
-        "x-stream-max-segment-size-bytes": SEGMENT,
-    }
+async def declare_stream(addresses: Sequence[Address], stream: str, arguments: FieldTable) -> None:
+    """Declare a stream. Raises AccessRefused without the right to, and TopologyMismatch where it is another."""
     try:
         async with (
             asyncio.timeout(ANSWER_WITHIN),
@@ -305,6 +310,8 @@ async def declare_suspects(addresses: Sequence[Address], stream: str) -> None:
             connection.channel() as channel,
         ):
             await channel.declare_queue(stream, durable=True, arguments=arguments)
+    except ChannelPreconditionFailed as error:
+        raise mismatch(stream, str(error)) from error
     except ChannelClosed as error:
         raise AccessRefused(f"{stream}: {error}") from error
     except (ConnectionError, AMQPError, TimeoutError) as error:

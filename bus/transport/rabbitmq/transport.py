@@ -161,7 +161,7 @@ class RabbitMQTransport:
             stream = self._names.suspects(service)
 
             async def declare(stream: str) -> None:
-                await topology.declare_suspects(self._addresses, stream)
+                await topology.declare_stream(self._addresses, stream, topology.SUSPECTS)
 
             self._suspects[service] = Suspects(self._consuming, stream, self._publisher.publish, declare)
         return self._suspects[service]
