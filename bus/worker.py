@@ -14,6 +14,7 @@ import anyio
 from .delivery import Runtime, build
 from .errors import AccessRefused, ConfigurationError
 from .event import Events
+from .failure import worker_name
 from .flow import Flow
 from .logs import logger
 from .ordered import OrderedSubscriber
@@ -23,7 +24,7 @@ from .resources import Key, Resources
 from .service import Handler, Middleware, Service
 from .settings import Settings
 from .subscriber import Gate, Subscriber, prefetch
-from .transport import Consumer, Transport
+from .transport import Consumer, Subscription, Transport
 
 
 PAUSED: Final = "paused"
@@ -113,10 +114,33 @@ class Worker:
                 await self._transport.declare(subscriptions)
             if stop.is_set():
                 return
-            consuming = Countdown((subscription.name for subscription in subscriptions), started)
-            async with asyncio.TaskGroup() as tasks:
+            async with self._noting(subscriptions, started) as consuming, asyncio.TaskGroup() as tasks:
                 for service, resources in zip(self._services, opened, strict=True):
                     tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
+
+    @asynccontextmanager
+    async def _noting(
+        self, subscriptions: Sequence[Subscription], started: Callable[[], None]
+    ) -> AsyncIterator[Countdown]:
+        """Note what was declared beside the consuming, once that has begun, for as long as it lasts."""
+        begun = asyncio.Event()
+
+        def all_consume() -> None:
+            begun.set()
+            started()
+
+        async def note() -> None:
+            await begun.wait()
+            for queue in await self._transport.topology.note(self._app, worker_name(), subscriptions):
+                told = "no handler has this queue: `python app.py topology prune` removes it where it is left over"
+                self._logger.warning("queue without a handler", queue=queue.name, messages=queue.messages, told=told)
+
+        async with asyncio.TaskGroup() as tasks:
+            noting = tasks.create_task(note(), name="note the topology")
+            try:
+                yield Countdown((subscription.name for subscription in subscriptions), all_consume)
+            finally:
+                noting.cancel()
 
     def _ended(self) -> None:
         self.refused.clear()

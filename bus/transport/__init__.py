@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, Self
 
+from ..errors import TidegateError
 from ..message import Message, Outgoing
 from ..outcome import Letter, Outcome
+from ..topology import Part, Pruned, Survey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +186,57 @@ class DeadLetters(Protocol):
         ...
 
 
+class Topology(Protocol):
+    """What is declared at the broker, by whom, and what is left over of it: an operator's tool, and the worker's notes.
+
+    `subscriptions` are all those of the app `app`; what another app declared is never left over. Each verb but `note`
+    raises BusUnavailable where the broker does not answer in time, and AccessRefused without the right.
+    """
+
+    async def note(self, app: str, worker: str, subscriptions: Sequence[Subscription]) -> Sequence[Part]:
+        """Note in the broker's record that a worker declared these, unless that stands there already.
+
+        Returns the queues of their services that no handler has, and nobody consumes. Bounded; where it cannot be done
+        that is logged, once.
+        """
+        ...
+
+    async def survey(self, app: str, subscriptions: Sequence[Subscription]) -> Survey:
+        """Return what the code declares, what other versions declared, and what is there of both. Changes nothing."""
+        ...
+
+    async def apply(self, app: str, operator: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
+        """Declare everything that workers, publishers and this tool need, and note it; consume nothing.
+
+        Returns what is wrong with single parts; the others are declared.
+        """
+        ...
+
+    async def prune(
+        self,
+        app: str,
+        operator: str,
+        subscriptions: Sequence[Subscription],
+        chosen: Sequence[Part],
+        *,
+        messages: bool = False,
+        consumers: bool = False,
+    ) -> Sequence[Pruned]:
+        """Remove what is chosen, as far as it is left over still, and note that it is gone.
+
+        What has messages or consumers by then stays, unless `messages` or `consumers` says that they do not matter. It
+        may be cut off at any moment, and run again. Raises LookupError where somebody else changes the topology.
+        """
+        ...
+
+
 class Transport(Protocol):
     """A way to a broker."""
+
+    @property
+    def topology(self) -> Topology:
+        """What is declared at this broker."""
+        ...
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -20,6 +20,7 @@ from ..outcome import Ack, DeadLetter, Outcome, Release, Retry
 from ..topic import matches_any
 from . import Subscription
 from .memory_letters import MemoryDeadLetters
+from .memory_topology import MemoryTopology
 
 
 SUSPECT: Final = 2
@@ -266,6 +267,11 @@ class MemoryTransport:
     def dead_letters(self) -> MemoryDeadLetters:
         """The dead letters of every service."""
         return self._dead_letters
+
+    @property
+    def topology(self) -> MemoryTopology:
+        """What is declared, as the code has it."""
+        return MemoryTopology()
 
     def waiting(self) -> dict[str, int]:
         """Return what is not settled yet, in words and numbers; a paused handler's backlog does not count."""

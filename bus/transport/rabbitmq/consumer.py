@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from pamqp import commands
 
-from ...errors import AccessRefused, TidegateError
+from ...errors import AccessRefused, ConfigurationError, TidegateError
 from ...logs import logger
 from . import envelope, wire
 from .channel import Channel, ChannelClosed, LinkLost, Received
@@ -98,7 +98,7 @@ class Feed:
         queue: str,
         inbox: Inbox,
         limit: int,
-        declare: Callable[[], Awaitable[None]] | None,
+        declare: Callable[[], Awaitable[ConfigurationError | None]] | None,
         doubts: Doubts,
         *,
         ordered: bool = False,
@@ -135,7 +135,7 @@ class Feed:
             while True:
                 try:
                     await self._session(backoff)
-                except AccessRefused as error:
+                except (AccessRefused, ConfigurationError) as error:
                     self._inbox.fail(error)
                     return
                 except ChannelClosed as error:
@@ -313,7 +313,8 @@ class Feed:
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
         if self._declare is not None:
-            await self._declare()
+            if (fault := await self._declare()) is not None:
+                raise fault
             return
         backoff = Backoff(first=0.2)
         while True:

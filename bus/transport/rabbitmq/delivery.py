@@ -39,7 +39,7 @@ class Settling:
     names: Names
     publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
     store: Callable[[Sequence[Parcel]], Awaitable[None]]
-    redeclare: Callable[[], Awaitable[None]]
+    redeclare: Callable[[], Awaitable[object]]
     delay_to: Callable[[Ways], Awaitable[object]]
     suspects: Suspects
 

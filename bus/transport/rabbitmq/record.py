@@ -23,7 +23,7 @@ from ...message import Ids
 from . import copies
 from .channel import LinkLost, Parcel
 from .stream import Gone, Reader, Streams
-from .topology import STREAM, Names, declare_stream
+from .topology import STREAM, Names, Queue, declare_stream
 
 
 QUEUE, BINDING, EXCHANGE = "queue", "binding", "exchange"
@@ -38,16 +38,6 @@ class Item(NamedTuple):
     name: str
     exchange: str = ""
     key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """A queue as it was declared: a subscription's, or a step in which retries wait. Names are those at the broker."""
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    bindings: tuple[tuple[str, str], ...] = ()
-    """Exchange and key of each."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +120,8 @@ class Fold:
             return
         self.next = entry.offset + 1
         if isinstance(entry, Mark):
+            if entry.kind == PRUNED:
+                self._end(entry.details.get(PRUNING))
             self.marks.append(entry)
             if entry.kind in self._marked:
                 self._marked[entry.kind].update(dict.fromkeys(entry.items, entry.offset))
@@ -137,6 +129,13 @@ class Fold:
         of_service = self.declared.setdefault((entry.declaration.app, entry.declaration.service), {})
         of_service.pop(entry.declaration.digest, None)
         of_service[entry.declaration.digest] = entry
+
+    def _end(self, begun: Any) -> None:
+        """Forget what a prune was to remove, now that it says what it removed."""
+        for mark in self.marks:
+            if mark.kind == PRUNING and mark.offset == begun:
+                for item in mark.items:
+                    self._marked[PRUNING].pop(item, None)
 
     def last(self, app: str, service: str) -> Declared | None:
         """Return the newest entry of a service."""
@@ -186,10 +185,17 @@ class Fold:
         return max(self._marked[kind].get(each, -1) for kind in kinds for each in whole)
 
     def pruned_since(self, offset: int) -> frozenset[Item]:
-        """Return what was pruned, or was to be, from an offset on."""
-        return frozenset(
-            item for marked in self._marked.values() for item, marked_at in marked.items() if marked_at >= offset
-        )
+        """Return what was pruned, or was to be, from an offset on, and nobody declared after that."""
+        marked = {item for of_kind in self._marked.values() for item, at in of_kind.items() if at >= offset}
+        entries = [entry for of_service in self.declared.values() for entry in of_service.values()]
+        again = {
+            item
+            for entry in entries
+            if entry.offset > offset
+            for item in marked & entry.declaration.items
+            if entry.offset > self.pruned_at(item, begun=True)
+        }
+        return frozenset(marked - again)
 
 
 class Record:

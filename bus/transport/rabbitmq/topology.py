@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
@@ -100,6 +100,16 @@ class Names:
         return self.of("tidegate.topology")
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue as it is declared: a subscription's, or a step in which retries wait. Names are those at the broker."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    bindings: tuple[tuple[str, str], ...] = ()
+    """Exchange and key of each."""
+
+
 def milliseconds(delay: timedelta) -> int:
     """Return the delay as the broker counts it, rounded up: never early."""
     return -(-delay // timedelta(milliseconds=1))
@@ -135,6 +145,26 @@ def step_arguments(names: Names, service: str, delay: timedelta) -> dict[str, An
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
+
+
+def queue(names: Names, subscription: Subscription) -> Queue:
+    """Return the subscription's queue."""
+    back = (names.back(subscription.service), f"*.{subscription.name}")
+    patterns = ((names.events, pattern) for pattern in subscription.patterns)
+    return Queue(names.queue(subscription), queue_arguments(names, subscription), (back, *patterns))
+
+
+def steps(names: Names, subscription: Subscription) -> list[Queue]:
+    """Return the queues in which the subscription's retries wait; handlers of one service share them."""
+    service, delays = subscription.service, dict.fromkeys(d for d in subscription.delays if d > timedelta())
+    return [
+        Queue(
+            names.step(service, delay),
+            step_arguments(names, service, delay),
+            ((names.retry(service), f"{milliseconds(delay)}.#"),),
+        )
+        for delay in delays
+    ]
 
 
 @asynccontextmanager
@@ -205,11 +235,15 @@ async def _connect_to(address: Address, patience: float) -> AbstractConnection:
 
 
 async def declare(
-    connection: AbstractConnection, names: Names, subscriptions: Sequence[Subscription]
+    connection: AbstractConnection,
+    names: Names,
+    subscriptions: Sequence[Subscription],
+    without: Container[object] = (),
 ) -> dict[str, TidegateError]:
     """Declare what the subscriptions need; return what is wrong, by subscription.
 
-    A user that may not configure is no error here: what was declared before may do, and its consumer tells.
+    A user that may not configure is no error here: what was declared before may do, and its consumer tells. `without`
+    has what is left out: names of queues, and bindings as queue, exchange and key.
     """
     faults: dict[str, TidegateError] = {}
     done: set[str] = set()
@@ -220,7 +254,7 @@ async def declare(
                 if subscription.service not in done:
                     await _declare_service(connection, channel, names, subscription.service)
                     done.add(subscription.service)
-                await _declare_subscription(channel, names, subscription)
+                await _declare_subscription(channel, names, subscription, without)
                 await channel.close()
         except ChannelPreconditionFailed as error:
             faults[subscription.name] = mismatch(subscription.name, str(error))
@@ -283,22 +317,16 @@ async def _newest(connection: AbstractConnection, names: Names, service: str, ge
         generation += 1
 
 
-async def _declare_subscription(channel: AbstractChannel, names: Names, subscription: Subscription) -> None:
-    queue = await channel.declare_queue(
-        names.queue(subscription), durable=True, arguments=queue_arguments(names, subscription)
-    )
-    await queue.bind(names.back(subscription.service), f"*.{subscription.name}")
-    for delay in subscription.delays:
-        if delay <= timedelta():
+async def _declare_subscription(
+    channel: AbstractChannel, names: Names, subscription: Subscription, without: Container[object]
+) -> None:
+    for wanted in (queue(names, subscription), *steps(names, subscription)):
+        if wanted.name in without:
             continue
-        step = await channel.declare_queue(
-            names.step(subscription.service, delay),
-            durable=True,
-            arguments=step_arguments(names, subscription.service, delay),
-        )
-        await step.bind(names.retry(subscription.service), f"{milliseconds(delay)}.#")
-    for pattern in subscription.patterns:
-        await queue.bind(names.events, pattern)
+        declared = await channel.declare_queue(wanted.name, durable=True, arguments=dict(wanted.arguments))
+        for exchange, key in wanted.bindings:
+            if (wanted.name, exchange, key) not in without:
+                await declared.bind(exchange, key)
 
 
 async def declare_stream(addresses: Sequence[Address], stream: str, arguments: FieldTable) -> None:
@@ -319,14 +347,18 @@ async def declare_stream(addresses: Sequence[Address], stream: str, arguments: F
 
 
 async def declare_when_up(
-    addresses: Sequence[Address], names: Names, subscriptions: Sequence[Subscription], backoff: Any
+    addresses: Sequence[Address],
+    names: Names,
+    subscriptions: Sequence[Subscription],
+    backoff: Any,
+    without: Container[object] = (),
 ) -> dict[str, TidegateError]:
     """Declare as soon as a broker answers; waits without a bound. Raises AccessRefused for a definite no."""
     told = False
     while True:
         try:
             async with administration(addresses) as connection:
-                return await declare(connection, names, subscriptions)
+                return await declare(connection, names, subscriptions, without)
         except (ConnectionError, AMQPError, TimeoutError) as error:
             if not told:
                 logger().warning("the topology cannot be declared now", error=str(error) or repr(error))

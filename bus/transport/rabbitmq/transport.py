@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
-from ...errors import BusUnavailable, Fate, PublishError, PublishRefused, TidegateError, TopologyMismatch, Unroutable
+from ...errors import (
+    BusUnavailable,
+    ConfigurationError,
+    Fate,
+    PublishError,
+    PublishRefused,
+    TidegateError,
+    TopologyMismatch,
+    Unroutable,
+)
 from ...logs import logger
 from ...message import ROUTED, Outgoing
 from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
 from .address import Address, addresses
+from .admin import RabbitMQTopology
 from .cascade import Cascade, Ways
 from .channel import Parcel
 from .consumer import Feed, Inbox, RabbitMQConsumer
@@ -38,6 +49,7 @@ class RabbitMQTransport:
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
+        self._topology = RabbitMQTopology(hosts, self._names, settings.publish_timeout)
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
         self._suspects: dict[str, Suspects] = {}
@@ -74,12 +86,22 @@ class RabbitMQTransport:
         """The dead letters of services, in their streams."""
         return self._dead_letters
 
+    @property
+    def topology(self) -> RabbitMQTopology:
+        """What is declared at the broker."""
+        return self._topology
+
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         """Declare what the subscriptions need, as soon as a broker answers."""
+        await self._declare(subscriptions)
+
+    async def _declare(self, subscriptions: Sequence[Subscription], without: Container[object] = ()) -> None:
         # our own link waits, and says so once; only then is it aio-pika's turn
         await self._publishing.link()
         async with self._declaring:
-            self._faults |= await topology.declare_when_up(self._addresses, self._names, subscriptions, Backoff())
+            self._faults |= await topology.declare_when_up(
+                self._addresses, self._names, subscriptions, Backoff(), without
+            )
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Store the messages, in order; waits for the broker up to the publish timeout."""
@@ -125,9 +147,9 @@ class RabbitMQTransport:
         self._start_consuming()
         inbox, doubts = Inbox(), Doubts()
 
-        async def redeclare() -> None:
+        async def redeclare() -> ConfigurationError | None:
             self._cascade.forget()
-            await self.declare([subscription])
+            return await self._topology.declare_again(subscription, partial(self._declare, [subscription]))
 
         own = self._names.queue(subscription)
         feeds = [Feed(self._consuming, own, inbox, limit, redeclare, doubts, ordered=subscription.ordered)]
