@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 
 Kind: TypeAlias = Literal["queue", "step", "binding", "exchange", "letters", "suspects", "delay", "record"]
 """A subscription's queue, a queue in which retries wait, a binding, an exchange; a stream of dead letters or of
 suspects; a queue of the delay cascade; the record of what was declared."""
+CASCADE: Final = "delay"
+"""The service of the delay cascade's parts; no service has that name."""
 Held: TypeAlias = Literal["", "messages", "consumers", "later", "letters", "service"]
 """Why a prune leaves something: there are messages in it; somebody consumes it, such as an old replica; the newest
 version of its service declares it, and this code is another; it has open dead letters; others of its service stay."""
@@ -20,9 +22,10 @@ version of its service declares it, and this code is another; it has open dead l
 class Part:
     """One thing at the broker, by its name there; a binding has its queue's name, and `exchange` and `key`.
 
-    `there` is None where the broker does not tell, as with every binding. `messages` are those that are ready to be
-    taken: what a worker holds is not counted. In a stream they are all its entries, of dead letters the open ones,
-    where it is left over. `version`, `worker` and `at` tell who declared it last, where this code does not.
+    `service` is whose it is, empty for what all share. `there` is None where the broker does not tell, as with every
+    binding. `messages` are those that are ready to be taken: what a worker holds is not counted. In a stream they are
+    all its entries, and of dead letters that are left over the open ones. `version`, `worker` and `at` tell who
+    declared it last, where this code does not.
     """
 
     kind: Kind
@@ -32,6 +35,8 @@ class Part:
     key: str = ""
     bindings: tuple[tuple[str, str], ...] = ()
     """Exchange and key of each, of a queue."""
+    onward: str = ""
+    """The exchange that its messages go on to when their time is over, or when they are given up."""
     there: bool | None = None
     messages: int = 0
     consumers: int = 0
@@ -49,6 +54,8 @@ class Part:
             told |= {"there": self.there, "messages": self.messages, "consumers": self.consumers}
         if self.bindings:
             told["bindings"] = [{"exchange": exchange, "key": key} for exchange, key in self.bindings]
+        if self.onward:
+            told["onward"] = self.onward
         if self.at is not None:
             told |= {"version": self.version, "worker": self.worker, "at": self.at.isoformat(), "held": self.held}
         return told
@@ -56,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A declaration of a service that stands in the record: who made it first, and whether this code makes the same."""
+    """A declaration of a service in the record: who noted it last, and whether this code makes the same."""
 
     service: str
     version: str

@@ -205,7 +205,7 @@ class Topology(Protocol):
         """Return what the code declares, what other versions declared, and what is there of both. Changes nothing."""
         ...
 
-    async def apply(self, app: str, operator: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
+    async def apply(self, app: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
         """Declare everything that workers, publishers and this tool need, and note it; consume nothing.
 
         Returns what is wrong with single parts; the others are declared.
@@ -215,7 +215,6 @@ class Topology(Protocol):
     async def prune(
         self,
         app: str,
-        operator: str,
         subscriptions: Sequence[Subscription],
         chosen: Sequence[Part],
         *,

@@ -32,14 +32,13 @@ class MemoryTopology:
         )
         return Survey(app=app, broker="memory://", declared=declared, trouble=ONLY_CODE)
 
-    async def apply(self, app: str, operator: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
+    async def apply(self, app: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
         """Raise ConfigurationError: there is no broker."""
         raise ConfigurationError("there is nothing to declare on memory://: set BUS_URL to a broker")
 
     async def prune(
         self,
         app: str,
-        operator: str,
         subscriptions: Sequence[Subscription],
         chosen: Sequence[Part],
         *,

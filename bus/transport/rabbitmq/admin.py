@@ -18,7 +18,7 @@ from .. import Subscription
 from . import delay, topology
 from .address import Address
 from .alone import alone
-from .desk import Desk
+from .desk import Desk, operator
 from .plan import declarations
 from .prune import Removal, items
 from .record import BINDING, PRUNED, PRUNING, QUEUE, Declaration, Declared, Item, Record
@@ -70,8 +70,8 @@ class RabbitMQTopology:
                     except (BusUnavailable, ConnectionError, LookupError) as error:
                         logger().debug("the topology cannot be noted now", error=str(error))
                     await asyncio.sleep(backoff())
-        except (TidegateError, AMQPError, TimeoutError) as error:
-            told = str(error) or f"the broker did not take it within {NOTED_WITHIN:g} s"
+        except Exception as error:  # whatever it is, consuming goes on
+            told = str(error) or f"it did not take it within {NOTED_WITHIN:g} s: {error!r}"
             logger().warning("what is declared is not noted", record=self._names.record, error=told)
             return ()
 
@@ -191,7 +191,7 @@ class RabbitMQTopology:
             desk.close()
         return replace(part, messages=count, held="letters" if count else "")
 
-    async def apply(self, app: str, operator: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
+    async def apply(self, app: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
         """Declare everything, and note it."""
         faults: list[TidegateError] = []
         try:
@@ -206,7 +206,7 @@ class RabbitMQTopology:
             await record.read()
             for declared in declarations(self._names, app, subscriptions):
                 if not record.fold.stands(declared):
-                    await self._append(streams, record, operator, declared, subscriptions)
+                    await self._append(streams, record, operator(), declared, subscriptions)
         return faults
 
     async def _stream(self, stream: str) -> list[TidegateError]:
@@ -230,7 +230,6 @@ class RabbitMQTopology:
     async def prune(
         self,
         app: str,
-        operator: str,
         subscriptions: Sequence[Subscription],
         chosen: Sequence[Part],
         *,
@@ -245,14 +244,14 @@ class RabbitMQTopology:
             wanted = {_key(part) for part in chosen}
             todo = [part for part in found if _key(part) in wanted and _may_go(part, messages, consumers)]
             marked = tuple(item for part in todo for item in items(names, part))
-            mark = await record.mark(PRUNING, app, operator, marked)
+            mark = await record.mark(PRUNING, app, operator(), marked)
             # whoever declared between the judgment and the mark is not gone; who does so after it declares again
             fresh = _declared_since(record, judged)
             todo = [part for part in todo if fresh.isdisjoint(items(names, part))]
             removal = Removal(turn.link, streams, names, record.fold, messages, consumers)
             done = await removal.all(todo)
             gone = tuple(item for each in done if not each.kept for item in items(names, each.part))
-            await record.mark(PRUNED, app, operator, gone, {PRUNING: mark.offset})
+            await record.mark(PRUNED, app, operator(), gone, {PRUNING: mark.offset})
             return done
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pamqp import commands
 
-from ...topology import Kind, Part
+from ...topology import CASCADE, Kind, Part
 from .. import Subscription
 from . import delay
 from .record import Declaration
@@ -43,15 +43,17 @@ def parts(names: Names, wanted: Sequence[Declaration], generations: dict[str, in
             yield Part(kind="exchange", name=name, service=service)
         yield from (_part("queue", service, each) for each in declared.queues)
         yield from (_part("step", service, each) for each in declared.steps)
-        yield Part(kind="letters", name=names.letters(service, generations.get(service, 0)), service=service)
+        letters = names.letters(service, generations.get(service, 0))
+        yield Part(kind="letters", name=letters, service=service, bindings=((names.dead(service), ""),))
         yield Part(kind="suspects", name=names.suspects(service), service=service)
     for command in delay.parts(names):
         if isinstance(command, commands.Queue.Declare):
-            yield Part(kind="delay", name=command.queue)
+            yield Part(kind="delay", name=command.queue, service=CASCADE)
         elif isinstance(command, commands.Exchange.Declare):
-            yield Part(kind="exchange", name=command.exchange)
+            yield Part(kind="exchange", name=command.exchange, service=CASCADE)
     yield Part(kind="record", name=names.record)
 
 
 def _part(kind: Kind, service: str, declared: Queue) -> Part:
-    return Part(kind=kind, name=declared.name, service=service, bindings=declared.bindings)
+    onward = str(declared.arguments["x-dead-letter-exchange"])
+    return Part(kind=kind, name=declared.name, service=service, bindings=declared.bindings, onward=onward)
