@@ -11,6 +11,7 @@ import pytest
 
 from bus import Service, fixed
 from bus.transport.rabbitmq import prune as prunes
+from bus.transport.rabbitmq.record import PRUNING, Record
 from tests.broker.fixtures import Shared
 
 from .stage import Log, Placed, Shipped, Stage, staged
@@ -19,8 +20,8 @@ from .versions import (
     after,
     before,
     hosted,
+    is_there,
     left,
-    line,
     note,
     noted,
     prune,
@@ -272,6 +273,80 @@ async def test_l7_what_comes_in_while_its_queue_is_pruned_stays(
         await log.holds(lambda lines: "removed 9" in lines, "an event that came later")
 
 
+@pytest.mark.parametrize("cut", ["before anything is removed", "before it is marked as gone"])
+async def test_l7_a_prune_that_was_cut_off_goes_on_when_it_is_run_again(
+    rabbitmq: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    log: Log[str] = Log()
+    reached = asyncio.Event()
+    remove = prunes.Removal.all
+
+    async def stop_short(removal: prunes.Removal, chosen: Any) -> Any:
+        if cut == "before it is marked as gone":
+            await remove(removal, chosen)
+        reached.set()
+        await asyncio.Event().wait()
+
+    async with hosted(vhost, before(log, fails=True)) as (old, _):
+        await note(rabbitmq, after(log))
+        monkeypatch.setattr(prunes.Removal, "all", stop_short)
+        async with asyncio.TaskGroup() as tasks, staged("rabbitmq", vhost) as other:
+            pruning = tasks.create_task(prune(other, after(log)))
+            await reached.wait()
+            pruning.cancel()
+        monkeypatch.undo()
+        # the old version declares its steps again, and leaves out what somebody began to prune
+        async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
+            await channel.queue_delete("stock.retry.7000")
+        assert LEFT[0] in await left(rabbitmq, after(log))
+        assert LEFT[0] in await prune(rabbitmq, after(log))
+        await old.bus.publish(Placed(number=1))
+        await log.holds(lambda lines: "before order.placed 1" in lines, "a run")
+        async with asyncio.timeout(20):
+            while not await is_there(rabbitmq, "stock.retry.7000", before(log)):
+                await asyncio.sleep(0.05)
+        assert not await wanted_by_somebody(rabbitmq, Shipped())
+
+
+@pytest.mark.parametrize("moment", ["before it is marked", "after it is marked"])
+async def test_l7_a_worker_that_starts_while_somebody_prunes_has_what_it_declares(
+    rabbitmq: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    log: Log[str] = Log()
+    await note(rabbitmq, before(log))
+    await note(rabbitmq, after(log))
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    mark, remove = Record.mark, prunes.Removal.all
+
+    async def late_mark(record: Record, kind: str, *told: Any) -> Any:
+        if kind == PRUNING and moment == "before it is marked":
+            reached.set()
+            await go_on.wait()
+        return await mark(record, kind, *told)
+
+    async def late_removal(removal: prunes.Removal, chosen: Any) -> Any:
+        if moment == "after it is marked":
+            reached.set()
+            await go_on.wait()
+        return await remove(removal, chosen)
+
+    monkeypatch.setattr(Record, "mark", late_mark)
+    monkeypatch.setattr(prunes.Removal, "all", late_removal)
+    async with asyncio.TaskGroup() as tasks, staged("rabbitmq", vhost) as other:
+        pruning = tasks.create_task(prune(other, after(log)))
+        await reached.wait()
+        count = await entries(rabbitmq)
+        starting = tasks.create_task(note(rabbitmq, before(log)))
+        async with asyncio.timeout(20):
+            while await entries(other) == count:
+                await asyncio.sleep(0.02)
+        go_on.set()
+        await asyncio.wait([pruning, starting])
+    for name in ("stock.work", "stock.removed", "stock.retry.7000"):
+        assert await is_there(rabbitmq, name, before(log))
+    assert await wanted_by_somebody(rabbitmq, Shipped())
+
+
 async def test_l7_an_old_version_that_declares_again_leaves_out_what_was_pruned(rabbitmq: Stage, vhost: str) -> None:
     log: Log[str] = Log()
     async with hosted(vhost, before(log, fails=True)) as (old, worker):
@@ -314,4 +389,4 @@ async def test_l7_two_operators_do_not_prune_at_once(rabbitmq: Stage, vhost: str
     refused = [outcome for outcome in outcomes if isinstance(outcome, LookupError)]
     done = [outcome for outcome in outcomes if isinstance(outcome, list)]
     assert len(refused) + len(done) == len(outcomes), outcomes
-    assert sorted(sum(done, [])) == LEFT
+    assert sorted(removed for lines in done for removed in lines) == LEFT

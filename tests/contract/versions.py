@@ -104,6 +104,11 @@ async def noted(stage: Stage, *services: Service) -> None:
             await asyncio.sleep(0.05)
 
 
+async def is_there(stage: Stage, name: str, *services: Service) -> bool:
+    """Tell whether a queue is there that these services declare."""
+    return any(part.name == name and part.there is True for part in (await survey(stage, *services)).declared)
+
+
 async def wanted_by_somebody(stage: Stage, event: Placed | Shipped) -> bool:
     """Publish, and tell whether any queue wanted it."""
     try:
