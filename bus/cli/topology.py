@@ -34,6 +34,7 @@ ConsumersOption = Annotated[
 ]
 MOST_TOLD: Final = 50
 NOTHING_LEFT: Final = "nothing is left over"
+COUNTED: Final = {"binding": "bindings", "queue": "queues", "step": "retry steps", "exchange": "exchanges"}
 
 
 def command_line(app: App) -> typer.Typer:
@@ -152,9 +153,9 @@ def _tell_pruned(meant: Sequence[Part], done: Sequence[Pruned]) -> int:
 
 
 def _counted(parts: Sequence[Part]) -> str:
-    plural = {"queue": "queues", "binding": "bindings", "step": "retry steps", "exchange": "exchanges"}
-    counts = Counter(plural.get(part.kind, "streams") for part in parts)
-    return ", ".join(f"{count} {what if count > 1 else what.removesuffix('s')}" for what, count in counts.items())
+    counts = Counter(COUNTED.get(part.kind, "streams") for part in parts)
+    order = [what for what in (*COUNTED.values(), "streams") if counts[what]]
+    return ", ".join(f"{counts[what]} {what if counts[what] > 1 else what.removesuffix('s')}" for what in order)
 
 
 def _tell_some(lines: Iterable[str]) -> None:

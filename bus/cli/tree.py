@@ -72,10 +72,8 @@ def show(found: Survey) -> None:
     _add_versions(root, found.versions)
     _add_all(root, "left over", (told(part) + by(part) + why(part) for part in found.left), "yellow")
     _add_all(root, "not there yet", (told(part) for part in _not_shown(found)), "red")
-    screen.show(root, wrap=False)
-    screen.show(screen.text(found.trouble or LEGEND, "dim"))
-    if found.trouble and any(part.there for part in found.declared):
-        screen.show(screen.text(LEGEND, "dim"))
+    legend = LEGEND if any(part.there for part in found.declared) else ""
+    screen.show(root, *(screen.text(line, "dim") for line in (found.trouble, legend) if line), wrap=False)
 
 
 def _not_shown(found: Survey) -> list[Part]:

@@ -115,7 +115,7 @@ def left_over(names: Names, fold: Fold, app: str, ours: dict[str, Declaration]) 
     wanted = frozenset[Item]().union(*(declared.items for declared in ours.values()))
     others = fold.others(app)
     standing = {i: by for i, by in fold.standing(app).items() if i not in wanted and i not in others}
-    for item, by in standing.items():
+    for item, by in sorted(standing.items(), key=lambda each: (each[1].declaration.service, each[0])):
         if item.kind == BINDING and Item(QUEUE, item.name) in standing:
             continue  # it goes with its queue
         yield from _left(names, fold, item, by, standing, ours)
@@ -141,7 +141,7 @@ def _left(
     part = Part(kind="binding", name=item.name, service=service, exchange=item.exchange, key=item.key)
     if item.kind == QUEUE:
         step = any(each.name == item.name for each in by.declaration.steps)
-        bound = tuple((i.exchange, i.key) for i in standing if i.kind == BINDING and i.name == item.name)
+        bound = tuple(sorted((i.exchange, i.key) for i in standing if i.kind == BINDING and i.name == item.name))
         part = Part(kind="step" if step else "queue", name=item.name, service=service, bindings=bound)
     elif item.kind == EXCHANGE:
         if item.name == names.dead(service):
