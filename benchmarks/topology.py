@@ -15,6 +15,11 @@ from typing import TypeVar
 
 from bus import Settings, client
 from bus.transport import Subscription, Transport
+from bus.transport.rabbitmq.address import addresses
+from bus.transport.rabbitmq.plan import declarations
+from bus.transport.rabbitmq.record import Record
+from bus.transport.rabbitmq.stream import Streams
+from bus.transport.rabbitmq.topology import Names
 
 
 T = TypeVar("T")
@@ -40,7 +45,19 @@ async def timed(what: str, work: Callable[[], Awaitable[T]]) -> T:
     return done
 
 
-async def measure(transport: Transport) -> None:
+async def fill(settings: Settings) -> None:
+    """Append entries of another app to the record, each of another version."""
+    names, streams = Names(), Streams(addresses(settings), settings.publish_timeout)
+    one = [replace(each, service="folded") for each in app("old")[:HANDLERS]]
+    record = Record(streams, names)
+    for number in range(ENTRIES):
+        changed = [replace(one[0], patterns=(f"bench.placed_{number}",)), *one[1:]]
+        (declared,) = declarations(names, "folded", changed)
+        await record.declared(declared, "bench:1")
+    await streams.aclose()
+
+
+async def measure(transport: Transport, settings: Settings) -> None:
     """Show, apply, show, prune."""
     topology, old, new = transport.topology, app("old"), app("new")
     await timed("show, nothing is there yet", lambda: topology.survey("bench", old))
@@ -54,10 +71,7 @@ async def measure(transport: Transport) -> None:
     found = await timed("show, 250 queues left over", lambda: topology.survey("bench", new))
     done = await timed("prune of 250 queues", lambda: topology.prune("bench", new, found.left))
     print(f"  {sum(not each.kept for each in done)} of {len(found.left)} removed")
-    one = [replace(each, service="folded") for each in old[:HANDLERS]]
-    for number in range(ENTRIES):
-        changed = [replace(one[0], patterns=(f"bench.placed_{number}",)), *one[1:]]
-        await topology.note("folded", "bench:1", changed)
+    await fill(settings)
     await timed(f"show with {ENTRIES} entries more in the record", lambda: topology.survey("bench", new))
 
 
@@ -70,8 +84,9 @@ def main() -> None:
         node.start()
 
         async def run() -> None:
-            async with client.transport(Settings(url=node.url())) as transport:
-                await measure(transport)
+            settings = Settings(url=node.url())
+            async with client.transport(settings) as transport:
+                await measure(transport, settings)
 
         asyncio.run(run())
     finally:

@@ -197,8 +197,11 @@ class RabbitMQTopology:
         try:
             async with topology.administration(self._addresses) as connection:
                 faults += (await topology.declare(connection, self._names, subscriptions)).values()
-            for service in dict.fromkeys(each.service for each in subscriptions):
-                faults += await self._stream(self._names.suspects(service))
+                for service in dict.fromkeys(each.service for each in subscriptions):
+                    try:
+                        await topology.declare_stream_on(connection, self._names.suspects(service), SUSPECTS)
+                    except (AccessRefused, ConfigurationError) as error:
+                        faults.append(error)
             faults += await self._cascade()
         except (ConnectionError, AMQPError, TimeoutError) as error:
             raise BusUnavailable(f"the topology cannot be declared now: {error or repr(error)}", {}) from error
@@ -208,13 +211,6 @@ class RabbitMQTopology:
                 if not record.fold.stands(declared):
                     await self._append(streams, record, operator(), declared, subscriptions)
         return faults
-
-    async def _stream(self, stream: str) -> list[TidegateError]:
-        try:
-            await topology.declare_stream(self._addresses, stream, SUSPECTS)
-        except (AccessRefused, ConfigurationError) as error:
-            return [error]
-        return []
 
     async def _cascade(self) -> list[TidegateError]:
         try:

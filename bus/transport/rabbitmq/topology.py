@@ -254,7 +254,7 @@ async def declare(
                 if subscription.service not in done:
                     await _declare_service(connection, channel, names, subscription.service)
                     done.add(subscription.service)
-                await _declare_subscription(channel, names, subscription, without)
+                await _declare_subscription(channel, names, subscription, without, done)
                 await channel.close()
         except ChannelPreconditionFailed as error:
             faults[subscription.name] = mismatch(subscription.name, str(error))
@@ -318,32 +318,40 @@ async def _newest(connection: AbstractConnection, names: Names, service: str, ge
 
 
 async def _declare_subscription(
-    channel: AbstractChannel, names: Names, subscription: Subscription, without: Container[object]
+    channel: AbstractChannel,
+    names: Names,
+    subscription: Subscription,
+    without: Container[object],
+    done: set[str],
 ) -> None:
     for wanted in (queue(names, subscription), *steps(names, subscription)):
-        if wanted.name in without:
+        if wanted.name in without or wanted.name in done:
             continue
         declared = await channel.declare_queue(wanted.name, durable=True, arguments=dict(wanted.arguments))
         for exchange, key in wanted.bindings:
             if (wanted.name, exchange, key) not in without:
                 await declared.bind(exchange, key)
+        done.add(wanted.name)
 
 
 async def declare_stream(addresses: Sequence[Address], stream: str, arguments: FieldTable) -> None:
     """Declare a stream. Raises AccessRefused without the right to, and TopologyMismatch where it is another."""
     try:
-        async with (
-            asyncio.timeout(ANSWER_WITHIN),
-            administration(addresses) as connection,
-            connection.channel() as channel,
-        ):
+        async with asyncio.timeout(ANSWER_WITHIN), administration(addresses) as connection:
+            await declare_stream_on(connection, stream, arguments)
+    except (ConnectionError, AMQPError, TimeoutError) as error:
+        raise BusUnavailable(f"{stream} cannot be declared now: {error!r}", {}) from error
+
+
+async def declare_stream_on(connection: AbstractConnection, stream: str, arguments: FieldTable) -> None:
+    """Declare a stream on a connection; raises as `declare_stream`, and what ended the connection."""
+    try:
+        async with connection.channel() as channel:
             await channel.declare_queue(stream, durable=True, arguments=arguments)
     except ChannelPreconditionFailed as error:
         raise mismatch(stream, str(error)) from error
     except ChannelClosed as error:
         raise AccessRefused(f"{stream}: {error}") from error
-    except (ConnectionError, AMQPError, TimeoutError) as error:
-        raise BusUnavailable(f"{stream} cannot be declared now: {error!r}", {}) from error
 
 
 async def declare_when_up(
