@@ -116,8 +116,9 @@ async def _prune(app: App, *, messages: bool, consumers: bool, yes: bool) -> int
         if found.trouble:
             tell(found.trouble)
         meant = [part for part in found.left if _meant(part, messages=messages, consumers=consumers)]
-        _tell_some(f"keeps {tree.told(part)}{tree.why(part)}" for part in found.left if part not in meant)
-        _tell_some(f"would remove {tree.told(part)}{tree.by(part)}" for part in meant)
+        for part in found.left:
+            verb, more = ("would remove", tree.by(part)) if part in meant else ("keeps", tree.why(part))
+            typer.echo(escape(f"{verb} {tree.told(part)}{more}"))
         if not meant:
             typer.echo(f"prune: {NOTHING_LEFT if not found.left else 'nothing that is left over may be removed'}")
             return 0

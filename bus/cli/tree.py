@@ -73,7 +73,8 @@ def show(found: Survey) -> None:
     _add_all(root, "left over", (told(part) + by(part) + why(part) for part in found.left), "yellow")
     _add_all(root, "not there yet", (told(part) for part in _not_shown(found)), "red")
     legend = LEGEND if any(part.there for part in found.declared) else ""
-    screen.show(root, *(screen.text(line, "dim") for line in (found.trouble, legend) if line), wrap=False)
+    screen.show(root)
+    screen.show(*(screen.text(line, "dim") for line in (found.trouble, legend) if line), wrap=False)
 
 
 def _not_shown(found: Survey) -> list[Part]:
