@@ -104,7 +104,11 @@ async def survey(link: Link, names: Names, fold: Fold, app: str, wanted: Sequenc
     return Survey(
         app=app,
         broker=broker,
-        declared=tuple(every[: len(declared)]),
+        declared=tuple(
+            # a stream's count is behind, and this one was read just now
+            replace(part, messages=fold.next) if part.kind == "record" else part
+            for part in every[: len(declared)]
+        ),
         left=tuple(_judged(every[len(declared) :], {part.name: part for part in every if part.kind == "queue"})),
         versions=tuple(_versions(fold, app, ours)),
     )
