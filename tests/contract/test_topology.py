@@ -12,7 +12,8 @@ import pytest
 from bus import Service, fixed
 from bus.transport.rabbitmq import prune as prunes
 from bus.transport.rabbitmq import topology
-from bus.transport.rabbitmq.record import PRUNING, Record
+from bus.transport.rabbitmq.record import PRUNING, Declaration, Record
+from bus.transport.rabbitmq.topology import Queue
 from tests.broker.fixtures import Shared
 
 from .stage import Log, Placed, Shipped, Stage, staged
@@ -84,6 +85,25 @@ async def test_l6_what_other_apps_declared_is_never_left_over(rabbitmq: Stage) -
     await note(rabbitmq, after(log))
     await note(rabbitmq, before(log), app="theirs")
     assert await left(rabbitmq, after(log)) == []
+
+
+async def test_l6_what_a_stranger_noted_is_left_over_only_where_it_is_a_services_own(rabbitmq: Stage) -> None:
+    log: Log[str] = Log()
+    await rabbitmq.transport.topology.apply(APP, subscriptions(before(log)))
+    named = [
+        Queue("stock.work"),
+        Queue("stock.old"),
+        Queue("delay.5"),
+        Queue("theirs.work"),
+        Queue("tidegate.topology"),
+    ]
+    async with rabbitmq.transport.topology._record() as (_, record):  # type: ignore[attr-defined]
+        for service in ("delay", "tidegate", "st", "", "stock"):
+            await record.declared(Declaration(APP, service, tuple(named), (), (("events", "topic"),)), "stranger")
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        for name in ("stock.old", "theirs.work"):
+            await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+    assert await left(rabbitmq, before(log)) == ["queue stock.old (later)"]
 
 
 async def test_l6_a_service_that_is_gone_as_a_whole_is_left_over_and_pruned_with_its_streams(rabbitmq: Stage) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from pamqp import commands
 
+from ...settings import NAME, RESERVED
 from ...topology import Held, Part, Survey, Version
 from .channel import Channel, ChannelClosed
 from .link import Link
@@ -122,6 +123,8 @@ def left_over(names: Names, fold: Fold, app: str, ours: dict[str, Declaration]) 
     for item, by in sorted(standing.items(), key=lambda each: (each[1].declaration.service, each[0])):
         if item.kind == BINDING and Item(QUEUE, item.name) in standing:
             continue  # it goes with its queue
+        if not _own(names, by.declaration.service, item.name):
+            continue  # anybody may write into the record, and name what is not a service's to remove
         yield from _left(names, fold, item, by, standing, ours)
 
 
@@ -132,7 +135,7 @@ def _streams(
     theirs = {service for of_app, service in fold.declared if of_app != app}
     for service in fold.services(app):
         last = fold.last(app, service)
-        if service not in ours and service not in theirs and last is not None:
+        if service not in ours and service not in theirs and last is not None and _is_service(service):
             yield _of(Part(kind="suspects", name=names.suspects(service), service=service), last)
             letters = names.letters(service, newest[service])
             yield _of(Part(kind="letters", name=letters, service=service), last)
@@ -156,6 +159,14 @@ def _left(
     later = own is not None and last is not None and last.declaration.digest != own.digest
     held: Held = "later" if later and last is not None and item in last.declaration.items else ""
     yield replace(_of(part, by), held=held)
+
+
+def _is_service(service: str) -> bool:
+    return NAME.fullmatch(service) is not None and service not in RESERVED
+
+
+def _own(names: Names, service: str, name: str) -> bool:
+    return _is_service(service) and name.startswith(names.of(f"{service}."))
 
 
 def _of(part: Part, by: Declared) -> Part:
