@@ -366,6 +366,10 @@ async def test_l7_a_worker_that_starts_while_somebody_prunes_has_what_it_declare
         await asyncio.wait([pruning, starting])
     for name in ("stock.work", "stock.removed", "stock.retry.7000"):
         assert await is_there(rabbitmq, name, before(log))
+    # and it is noted so: the start of a replica adds nothing
+    count = await entries(rabbitmq)
+    await note(rabbitmq, before(log))
+    assert await entries(rabbitmq) == count
     assert await wanted_by_somebody(rabbitmq, Shipped())
 
 

@@ -109,6 +109,8 @@ class RabbitMQTopology:
                 async with alone(streams, *self._turn()), topology.administration(self._addresses) as connection:
                     own = [each for each in subscriptions if each.service == declared.service]
                     await topology.declare(connection, self._names, own)
+                    # whoever pruned it has noted that by now, and this stands after it
+                    await record.declared(declared, worker)
                     return
             except LookupError:
                 await asyncio.sleep(backoff())
