@@ -110,6 +110,25 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """What a migration of one subscription is about to do.
+
+    `why` is what the broker says about the queue and the arguments that the code declares; `before` are those that
+    another version declared last, as far as that is known. `messages` are to be moved, `consumers` are to leave.
+    `resumed` says that it was begun before, and cut off.
+    """
+
+    subscription: str
+    queue: str
+    why: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    messages: int
+    consumers: int
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
     """What a prune did about one part: removed it with so many messages, or kept it, and `kept` says why."""
 

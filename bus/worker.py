@@ -28,6 +28,7 @@ from .transport import Consumer, Subscription, Transport
 
 
 PAUSED: Final = "paused"
+MOVING: Final = "moving"
 
 
 class Worker:
@@ -136,11 +137,22 @@ class Worker:
                 self._logger.warning("queue without a handler", queue=queue.name, messages=queue.messages, told=told)
 
         async with asyncio.TaskGroup() as tasks:
-            noting = tasks.create_task(note(), name="note the topology")
+            beside = [tasks.create_task(note(), name="note the topology")]
+            beside += [tasks.create_task(self._stand_aside(each)) for each in subscriptions]
             try:
                 yield Countdown((subscription.name for subscription in subscriptions), all_consume)
             finally:
-                noting.cancel()
+                for task in beside:
+                    task.cancel()
+
+    async def _stand_aside(self, subscription: Subscription) -> None:
+        """Let nothing of a handler begin while its queue is moved to other arguments."""
+        flow = self.flows[subscription.name]
+        async for moving in self._transport.topology.moving(subscription):
+            if moving:
+                flow.hold(MOVING)
+            else:
+                flow.release(MOVING)
 
     def _ended(self) -> None:
         self.refused.clear()

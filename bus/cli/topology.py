@@ -17,7 +17,7 @@ from ..errors import ConfigurationError
 from ..logs import escape
 from ..topology import Part, Pruned, Survey
 from ..transport import Subscription
-from . import acting, mermaid, tree
+from . import acting, mermaid, migrate, tree
 from .binding import bound
 from .broker import broker, opened
 from .errors import FAILED, code_of, tell
@@ -40,7 +40,7 @@ COUNTED: Final = {"binding": "bindings", "queue": "queues", "step": "retry steps
 def command_line(app: App) -> typer.Typer:
     """Return the commands for the topology."""
     line = typer.Typer(
-        help="What is declared at the broker: show, apply, prune. Without a command it shows.",
+        help="What is declared at the broker: show, apply, prune, migrate. Without a command it shows.",
         invoke_without_command=True,
     )
     shown = bound(show, app)
@@ -50,7 +50,7 @@ def command_line(app: App) -> typer.Typer:
         if context.invoked_subcommand is None:
             shown(as_mermaid=as_mermaid, as_json=as_json)
 
-    for command in (show, apply, prune):
+    for command in (show, apply, prune, migrate.migrate):
         line.command(command.__name__)(bound(command, app))
     return line
 

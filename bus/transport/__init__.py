@@ -6,7 +6,7 @@ calls a handler. Everything here runs on one event loop. Whatever may wait can b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from typing import Protocol, Self
 from ..errors import TidegateError
 from ..message import Message, Outgoing
 from ..outcome import Letter, Outcome
-from ..topology import Part, Pruned, Survey
+from ..topology import Migration, Part, Pruned, Survey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +226,23 @@ class Topology(Protocol):
         What has messages or consumers by then stays, unless `messages` or `consumers` says that they do not matter. It
         may be cut off at any moment, and run again. Raises LookupError where somebody else changes the topology.
         """
+        ...
+
+    async def migration(self, app: str, subscription: Subscription) -> Migration:
+        """Return what `migrate` would do. Changes nothing. Raises LookupError where there is nothing to do."""
+        ...
+
+    async def migrate(self, app: str, subscription: Subscription, tell: Callable[[str, int], None]) -> int:
+        """Move a subscription to the arguments that the code declares; return how many messages were moved.
+
+        `tell` is called at each step, and with the number of messages while they are moved. It may be cut off at any
+        moment, and run again: nothing is lost, and what was under way then comes twice. Raises LookupError where there
+        is nothing to do, where somebody else changes the topology, and where a worker does not leave the queue.
+        """
+        ...
+
+    def moving(self, subscription: Subscription) -> AsyncIterator[bool]:
+        """Yield whether a subscription is being migrated, now and whenever that changes: nothing of it may begin."""
         ...
 
 

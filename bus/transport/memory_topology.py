@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from ..errors import ConfigurationError, TidegateError
-from ..topology import Part, Pruned, Survey
+from ..topology import Migration, Part, Pruned, Survey
 from . import Subscription
 
 
@@ -47,3 +47,15 @@ class MemoryTopology:
     ) -> Sequence[Pruned]:
         """Raise ConfigurationError: there is no broker."""
         raise ConfigurationError("there is nothing to prune on memory://: set BUS_URL to a broker")
+
+    async def migration(self, app: str, subscription: Subscription) -> Migration:
+        """Raise ConfigurationError: there is no broker."""
+        raise ConfigurationError("there is nothing to migrate on memory://: set BUS_URL to a broker")
+
+    async def migrate(self, app: str, subscription: Subscription, tell: Callable[[str, int], None]) -> int:
+        """Raise ConfigurationError: there is no broker."""
+        raise ConfigurationError("there is nothing to migrate on memory://: set BUS_URL to a broker")
+
+    async def moving(self, subscription: Subscription) -> AsyncIterator[bool]:
+        """Yield once that it is not being migrated."""
+        yield False

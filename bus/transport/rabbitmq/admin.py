@@ -13,12 +13,14 @@ from aio_pika.exceptions import ChannelClosed as DeclareRefused
 
 from ...errors import AccessRefused, BusUnavailable, ConfigurationError, TidegateError
 from ...logs import logger
-from ...topology import Part, Pruned, Survey
+from ...topology import Migration, Part, Pruned, Survey
 from .. import Subscription
 from . import delay, topology
 from .address import Address
 from .alone import alone
 from .desk import Desk, operator
+from .migration import Moving
+from .moves import Moves
 from .plan import declarations
 from .prune import Removal, items
 from .record import BINDING, PRUNED, PRUNING, QUEUE, Declaration, Declared, Item, Record
@@ -37,7 +39,8 @@ READ_WITHIN: Final = 5.0
 class RabbitMQTopology:
     """What is declared at one broker."""
 
-    def __init__(self, addresses: Sequence[Address], names: Names, timeout: float) -> None:
+    def __init__(self, addresses: Sequence[Address], names: Names, timeout: float, moves: Moves) -> None:
+        self._moves = moves
         self._addresses = addresses
         self._names = names
         self._timeout = timeout
@@ -251,6 +254,20 @@ class RabbitMQTopology:
             gone = tuple(item for each in done if not each.kept for item in items(names, each.part))
             await record.mark(PRUNED, app, operator(), gone, {PRUNING: mark.offset})
             return done
+
+    async def migration(self, app: str, subscription: Subscription) -> Migration:
+        """Return what a migration would do."""
+        async with self._record() as (streams, record):
+            return await Moving(await streams.link(), record, self._names, app, subscription).look()
+
+    async def migrate(self, app: str, subscription: Subscription, tell: Callable[[str, int], None]) -> int:
+        """Move a subscription to the arguments that the code declares."""
+        async with self._record() as (streams, record), alone(streams, *self._turn()) as turn:
+            return await Moving(turn.link, record, self._names, app, subscription).run(tell)
+
+    def moving(self, subscription: Subscription) -> AsyncIterator[bool]:
+        """Yield whether a subscription is being migrated, as the record tells it."""
+        return self._moves.each(subscription)
 
 
 def _key(part: Part) -> tuple[str, ...]:

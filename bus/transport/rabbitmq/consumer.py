@@ -112,7 +112,7 @@ class Feed:
         self._ordered = ordered
         self._channel: Channel | None = None
         self._probing = False
-        self._cancelled = self._missing = False
+        self._cancelled = self._missing = self._leaving = False
         self._abandoned: list[Channel] = []
         self._consumers = 0
         self._lost_at: float | None = None
@@ -153,9 +153,9 @@ class Feed:
 
     async def _session(self, backoff: Backoff) -> None:
         """Consume on one channel, until it ends or the broker cancels the consumer."""
-        if self._missing:
+        if self._missing or self._leaving:
             await self._ensure()
-            self._missing = False
+            self._missing = self._leaving = False
         channel = await self._opened()
         try:
             channel.settled_last = deque(maxlen=0)
@@ -170,7 +170,7 @@ class Feed:
             if channel.error is None:
                 backoff.reset()
                 self._tell_again()
-            while channel.error is None and not self._cancelled:
+            while channel.error is None and not self._cancelled and not self._left:
                 if not await self._news():
                     await self._probe(channel)
                 elif channel.error is None and not self._cancelled:
@@ -178,11 +178,13 @@ class Feed:
             if channel.error is not None:
                 raise channel.error
             self._missing = True
-            if await self._late(channel):
+            moved = "its queue is moved to other arguments by `topology migrate`"
+            deleted = "the broker cancelled the consumer: its queue was deleted, or has moved"
+            if not self._leaving and await self._late(channel):
                 self._tell("the broker took back what was unacked for too long")
                 await channel.aclose()
                 return
-            self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
+            self._tell(moved if self._leaving else deleted)
             if not self._ordered:  # another channel beside this one would get what comes after what runs here
                 self._abandon(channel)
         finally:
@@ -270,8 +272,19 @@ class Feed:
                 await self._channel.aclose()
             else:
                 await self._apply()
+                if self._leaving:
+                    self._wake.set()
         except ConnectionError:
             pass  # whatever is consumed next is consumed with the new limit
+
+    def leave(self) -> None:
+        """Have the queue declared again, and consume it on another channel, as soon as the limit is 0."""
+        self._leaving = True
+        self._wake.set()
+
+    @property
+    def _left(self) -> bool:
+        return self._leaving and not self._limit and not self._granted
 
     async def _apply(self) -> None:
         """Bring the consumers at the broker to what is wanted: add what is missing; where it is too much, begin anew.

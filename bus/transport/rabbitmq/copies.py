@@ -13,10 +13,20 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any, Final
 
-from ...message import ATTEMPT, FIRST_FAILED_AT, HOPS, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, WAITS_SINCE, Message
+from ...message import (
+    ATTEMPT,
+    FIRST_FAILED_AT,
+    HOPS,
+    MADE_ID,
+    ORIGINAL_PREFIX,
+    ROUTED,
+    ROUTING_KEY,
+    WAITS_SINCE,
+    Message,
+)
 from ...outcome import Failure, Retry
 from . import wire
-from .envelope import ATTRIBUTES, BROKERS, MOVED, MOVED_PROPERTIES
+from .envelope import ATTRIBUTES, BROKERS, MOVED, MOVED_PROPERTIES, Arrived
 
 
 RECORD: Final = "tidegate-failure-"
@@ -58,6 +68,17 @@ def retry(
     if outcome.waits_since is not None:
         progress[WAITS_SINCE] = outcome.waits_since.isoformat()
     return _copy(raw, message, routing_key, {**progress, **added})
+
+
+def moved(raw: bytes, arrived: Arrived, *, routed: bool) -> tuple[int, bytes]:
+    """Return flags and properties of a copy that stands for the original, with as many attempts and as old failures."""
+    progress: dict[str, Any] = {ATTEMPT: arrived.attempt} if arrived.attempt > 1 else {}
+    for name, moment in ((FIRST_FAILED_AT, arrived.first_failed_at), (WAITS_SINCE, arrived.waits_since)):
+        if moment is not None:
+            progress[name] = moment.isoformat()
+    if routed:
+        progress[ROUTED] = True
+    return _copy(raw, arrived.message, arrived.routing_key, progress)
 
 
 def dead_letter(

@@ -32,16 +32,11 @@ LONGEST_HOLD: Final = 15 * 60.0
 
 
 @dataclass(frozen=True)
-class Settling:
-    """What deliveries of one subscription need to settle."""
+class Place:
+    """Where deliveries of one subscription come from."""
 
     subscription: Subscription
     names: Names
-    publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
-    store: Callable[[Sequence[Parcel]], Awaitable[None]]
-    redeclare: Callable[[], Awaitable[object]]
-    delay_to: Callable[[Ways], Awaitable[object]]
-    suspects: Suspects
 
     @cached_property
     def events(self) -> str:
@@ -64,6 +59,17 @@ class Settling:
     def is_ours(self, exchange: str) -> bool:
         """Tell whether only copies of ours come by this exchange, so that what they say of attempts is true."""
         return exchange == self._back or exchange.startswith(self._cascade)
+
+
+@dataclass(frozen=True)
+class Settling(Place):
+    """What deliveries of one subscription need to settle."""
+
+    publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
+    store: Callable[[Sequence[Parcel]], Awaitable[None]]
+    redeclare: Callable[[], Awaitable[object]]
+    delay_to: Callable[[Ways], Awaitable[object]]
+    suspects: Suspects
 
 
 class RabbitMQDelivery:

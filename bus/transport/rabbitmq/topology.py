@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
@@ -49,6 +50,10 @@ SUSPECTS: Final[FieldTable] = {
     "x-stream-max-segment-size-bytes": SEGMENT,
 }
 """Arguments of the marks of suspects: kept for a week."""
+
+
+Moved: TypeAlias = Mapping[str, Mapping[str, Any]]
+NOT_MOVED: Final[Moved] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +244,13 @@ async def declare(
     names: Names,
     subscriptions: Sequence[Subscription],
     without: Container[object] = (),
+    moved: Moved = NOT_MOVED,
 ) -> dict[str, TidegateError]:
     """Declare what the subscriptions need; return what is wrong, by subscription.
 
     A user that may not configure is no error here: what was declared before may do, and its consumer tells. `without`
-    has what is left out: names of queues, and bindings as queue, exchange and key.
+    has what is left out: names of queues, and bindings as queue, exchange and key. `moved` has the arguments of queues
+    that were moved to others than this version's.
     """
     faults: dict[str, TidegateError] = {}
     done: set[str] = set()
@@ -254,7 +261,7 @@ async def declare(
                 if subscription.service not in done:
                     await _declare_service(connection, channel, names, subscription.service)
                     done.add(subscription.service)
-                await _declare_subscription(channel, names, subscription, without, done)
+                await _declare_subscription(channel, names, subscription, without, moved, done)
                 await channel.close()
         except ChannelPreconditionFailed as error:
             faults[subscription.name] = mismatch(subscription.name, str(error))
@@ -265,18 +272,22 @@ async def declare(
     return faults
 
 
-def mismatch(subscription: str, told: str) -> TopologyMismatch:
+def mismatch(subscription: str, told: str, *, movable: bool = True) -> TopologyMismatch:
     """Return the error for a queue or exchange that exists with other arguments."""
-    if "x-single-active-consumer" in told:
+    if movable and (f"queue '{subscription}'" in told or f".{subscription}'" in told):
+        single = "x-single-active-consumer" in told
+        why = (
+            "Its handler has ordered_by= and the queue was made without, or the other way round"
+            if single
+            else "It was declared by another version or by hand"
+        )
         return TopologyMismatch(
-            f"{subscription}: {told}. Its handler has ordered_by= and the queue was made without, or the other way "
-            "round, and a broker never changes what exists. Give the handler another name=, and so a queue of its own; "
-            "keep a worker of the version before until it has emptied the old queue, then delete that. Or stop the "
-            "publishers, let the queue run empty, delete it and start again."
+            f"{subscription}: {told}. {why}, and a broker never changes the arguments of what exists. "
+            f"`python app.py topology migrate {subscription}` moves the queue to these arguments, with its messages"
         )
     return TopologyMismatch(
         f"{subscription}: {told}. It was declared by another version or by hand, and a broker never changes the "
-        "arguments of what exists. Let its queue run empty and delete it, or go back to the version that made it."
+        "arguments of what exists. Let it run empty and delete it, or go back to the version that made it."
     )
 
 
@@ -322,12 +333,15 @@ async def _declare_subscription(
     names: Names,
     subscription: Subscription,
     without: Container[object],
+    moved: Moved,
     done: set[str],
 ) -> None:
     for wanted in (queue(names, subscription), *steps(names, subscription)):
         if wanted.name in without or wanted.name in done:
             continue
-        declared = await channel.declare_queue(wanted.name, durable=True, arguments=dict(wanted.arguments))
+        declared = await channel.declare_queue(
+            wanted.name, durable=True, arguments=dict(moved.get(wanted.name, wanted.arguments))
+        )
         for exchange, key in wanted.bindings:
             if (wanted.name, exchange, key) not in without:
                 await declared.bind(exchange, key)
@@ -349,7 +363,7 @@ async def declare_stream_on(connection: AbstractConnection, stream: str, argumen
         async with connection.channel() as channel:
             await channel.declare_queue(stream, durable=True, arguments=arguments)
     except ChannelPreconditionFailed as error:
-        raise mismatch(stream, str(error)) from error
+        raise mismatch(stream, str(error), movable=False) from error
     except ChannelClosed as error:
         raise AccessRefused(f"{stream}: {error}") from error
 
@@ -360,13 +374,14 @@ async def declare_when_up(
     subscriptions: Sequence[Subscription],
     backoff: Any,
     without: Container[object] = (),
+    moved: Moved = NOT_MOVED,
 ) -> dict[str, TidegateError]:
     """Declare as soon as a broker answers; waits without a bound. Raises AccessRefused for a definite no."""
     told = False
     while True:
         try:
             async with administration(addresses) as connection:
-                return await declare(connection, names, subscriptions, without)
+                return await declare(connection, names, subscriptions, without, moved)
         except (ConnectionError, AMQPError, TimeoutError) as error:
             if not told:
                 logger().warning("the topology cannot be declared now", error=str(error) or repr(error))

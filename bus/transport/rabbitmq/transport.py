@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -31,6 +31,7 @@ from .consumer import Feed, Inbox, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
 from .doubts import Doubts
+from .moves import Moves
 from .publisher import Publisher
 from .supervisor import Backoff, Supervisor
 from .suspects import Suspects
@@ -49,13 +50,15 @@ class RabbitMQTransport:
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
-        self._topology = RabbitMQTopology(hosts, self._names, settings.publish_timeout)
+        self._moves = Moves(hosts, self._names, settings.publish_timeout, self._consuming)
+        self._topology = RabbitMQTopology(hosts, self._names, settings.publish_timeout, self._moves)
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
         self._suspects: dict[str, Suspects] = {}
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._consuming_task: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -76,8 +79,9 @@ class RabbitMQTransport:
                 await transport._dead_letters.aclose()
                 opening.cancel()
                 publishing.cancel()
-                if transport._consuming_task is not None:
-                    transport._consuming_task.cancel()
+                for task in (transport._consuming_task, transport._following):
+                    if task is not None:
+                        task.cancel()
         if failed is not None:
             raise failed
 
@@ -95,12 +99,15 @@ class RabbitMQTransport:
         """Declare what the subscriptions need, as soon as a broker answers."""
         await self._declare(subscriptions)
 
-    async def _declare(self, subscriptions: Sequence[Subscription], without: Container[object] = ()) -> None:
+    async def _declare(self, subscriptions: Sequence[Subscription], without: Collection[object] = ()) -> None:
         # our own link waits, and says so once; only then is it aio-pika's turn
         await self._publishing.link()
+        await self._moves.read()
         async with self._declaring:
+            moving = [self._names.queue(each) for each in subscriptions if self._moves.moving(each)]
+            moved = {self._names.queue(each): to for each in subscriptions if (to := self._moves.arguments(each))}
             self._faults |= await topology.declare_when_up(
-                self._addresses, self._names, subscriptions, Backoff(), without
+                self._addresses, self._names, subscriptions, Backoff(), [*without, *moving], moved
             )
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
@@ -144,6 +151,8 @@ class RabbitMQTransport:
         """Take deliveries of a subscription, through lost connections; leaving gives back the unsettled."""
         if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
             raise fault
+        if (unfit := self._moves.fault(subscription)) is not None:
+            raise unfit
         self._start_consuming()
         inbox, doubts = Inbox(), Doubts()
 
@@ -151,8 +160,13 @@ class RabbitMQTransport:
             self._cascade.forget()
             return await self._topology.declare_again(subscription, partial(self._declare, [subscription]))
 
+        async def ensure() -> ConfigurationError | None:
+            await self._moves.read()
+            await self._moves.over(subscription)
+            return await redeclare() or self._moves.fault(subscription)
+
         own = self._names.queue(subscription)
-        feeds = [Feed(self._consuming, own, inbox, limit, redeclare, doubts, ordered=subscription.ordered)]
+        feeds = [Feed(self._consuming, own, inbox, limit, ensure, doubts, ordered=subscription.ordered)]
         feeds += [
             Feed(self._consuming, source, inbox, limit, None, doubts, ordered=subscription.ordered)
             for source in subscription.sources
@@ -167,7 +181,10 @@ class RabbitMQTransport:
             self._suspects_of(subscription.service),
         )
         async with asyncio.TaskGroup() as tasks:
+            if self._moves.moving(subscription):
+                feeds[0].leave()
             keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
+            keeping.append(tasks.create_task(self._leaving(subscription, feeds[0]), name=f"moves of {own}"))
             try:
                 yield RabbitMQConsumer(inbox, feeds, settling, doubts)
             finally:
@@ -177,6 +194,11 @@ class RabbitMQTransport:
     async def aclose(self) -> None:
         """End the publisher; the links close with the scope that `open` made."""
         await self._publisher.aclose()
+
+    async def _leaving(self, subscription: Subscription, feed: Feed) -> None:
+        async for moving in self._moves.each(subscription):
+            if moving:
+                feed.leave()
 
     def _suspects_of(self, service: str) -> Suspects:
         if service not in self._suspects:
@@ -192,6 +214,7 @@ class RabbitMQTransport:
         # a program that only publishes needs no second connection
         if self._consuming_task is None and self._tasks is not None:
             self._consuming_task = self._tasks.create_task(self._consuming.keep(), name="consume link")
+            self._following = self._tasks.create_task(self._moves.keep(), name="follow the record")
 
     def _parcel(self, outgoing: Outgoing) -> Parcel:
         message = outgoing.message
