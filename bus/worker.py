@@ -12,7 +12,7 @@ from typing import Any, Final
 import anyio
 
 from .delivery import Runtime, build
-from .errors import AccessRefused, ConfigurationError
+from .errors import AccessRefused, ConfigurationError, TopologyMismatch
 from .event import Events
 from .failure import worker_name
 from .flow import Flow
@@ -195,19 +195,35 @@ class Worker:
         self, subscriber: Subscriber | OrderedSubscriber, stop: asyncio.Event, consuming: Countdown
     ) -> None:
         handler, name = subscriber.handler, subscriber.handler.subscription_name
+        subscription, mismatch = handler.subscription(self._events), False
         try:
-            subscription = handler.subscription(self._events)
             async with self._transport.consume(subscription, limit=subscriber.limit) as consumer:
                 self.consumers[name] = consumer
+                self.refused.pop(name, None)
                 consuming.cross_out(name)
                 await subscriber.run(consumer, stop)
         except* (ConfigurationError, AccessRefused) as refused:
             # one queue that cannot be consumed stops its own handler only
-            self.refused[name] = str(first_leaf(refused))
+            error = first_leaf(refused)
+            mismatch = isinstance(error, TopologyMismatch)
+            self.refused[name] = str(error)
             consuming.cross_out(name)
             self._logger.error("handler stopped", handler=name, error=self.refused[name])
         finally:
             self.consumers.pop(name, None)
+        if mismatch and await self._moved(subscription, stop):
+            await self._subscribe(subscriber, stop, consuming)
+
+    async def _moved(self, subscription: Subscription, stop: asyncio.Event) -> bool:
+        """Wait until a queue with other arguments was moved to others, and tell whether it was before the stop."""
+        async with _until(stop):
+            seen = False
+            async for moving in self._transport.topology.moving(subscription):
+                if seen and not moving:
+                    await self._transport.declare([subscription])
+                    return True
+                seen = True
+        return False
 
 
 class Countdown:

@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from ...errors import BusUnavailable
+from ...errors import AccessRefused, BusUnavailable
 from .channel import Channel, ChannelClosed
 from .stream import Streams
 
 
+REFUSED: Final = 403
 LOCKED: Final = 405
 
 
@@ -26,6 +27,8 @@ async def alone(streams: Streams, queue: str, taken: str) -> AsyncIterator[Chann
     except ChannelClosed as error:
         if error.code == LOCKED:
             raise LookupError(taken) from error
+        if error.code == REFUSED:
+            raise AccessRefused(f"{error.text}; it needs the right to configure, write and read") from error
         raise
     try:
         yield channel

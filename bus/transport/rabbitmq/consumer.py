@@ -154,6 +154,8 @@ class Feed:
     async def _session(self, backoff: Backoff) -> None:
         """Consume on one channel, until it ends or the broker cancels the consumer."""
         if self._missing or self._leaving:
+            if self._leaving:
+                self._tell("its queue is moved to other arguments by `topology migrate`")
             await self._ensure()
             self._missing = self._leaving = False
         channel = await self._opened()
@@ -178,13 +180,12 @@ class Feed:
             if channel.error is not None:
                 raise channel.error
             self._missing = True
-            moved = "its queue is moved to other arguments by `topology migrate`"
-            deleted = "the broker cancelled the consumer: its queue was deleted, or has moved"
             if not self._leaving and await self._late(channel):
                 self._tell("the broker took back what was unacked for too long")
                 await channel.aclose()
                 return
-            self._tell(moved if self._leaving else deleted)
+            if not self._leaving:
+                self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
             if not self._ordered:  # another channel beside this one would get what comes after what runs here
                 self._abandon(channel)
         finally:

@@ -193,7 +193,7 @@ class Moving:
     async def _mover(self, source: str, key: str) -> Mover:
         def moved(count: int) -> None:
             self._moved += count
-            self._tell("moves", self._moved)
+            self._tell(f"moves what was in {source}" if count else f"stores what was in {source}", self._moved)
 
         into = self._back, self._key(key)
         return await Mover.open(self._link, source, into, self._names, self._subscription, moved)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from ...errors import ConfigurationError, TidegateError
+from ...errors import AccessRefused, ConfigurationError, TidegateError
 from ...logs import logger
 from .. import Subscription
 from . import wire
@@ -38,6 +38,7 @@ class Move:
     moving: bool
     to: Mapping[str, Any]
     before: Sequence[Mapping[str, Any]]
+    offset: int
 
 
 def move_of(fold: Fold, name: str) -> Move | None:
@@ -50,7 +51,8 @@ def move_of(fold: Fold, name: str) -> Move | None:
         if mark.kind in (MIGRATING, MIGRATED):
             to, known = mark.details.get(TO), mark.details.get(BEFORE)
             if isinstance(to, dict) and isinstance(known, list):
-                return Move(mark.kind == MIGRATING, to, [each for each in known if isinstance(each, dict)])
+                known = [each for each in known if isinstance(each, dict)]
+                return Move(mark.kind == MIGRATING, to, known, mark.offset)
     return None
 
 
@@ -84,6 +86,8 @@ class Moves:
             try:
                 async with asyncio.timeout(READ_WITHIN):
                     await self._record.read()
+            except AccessRefused:
+                pass  # whoever may not read it is not told
             except (TidegateError, TimeoutError) as error:
                 logger().debug("the record of the topology cannot be read now", error=str(error))
                 return False
@@ -165,12 +169,12 @@ class Moves:
             await self._changed.wait()
 
     async def each(self, subscription: Subscription) -> AsyncIterator[bool]:
-        """Yield whether it is being moved, now and whenever that changes."""
-        last = None
+        """Yield whether it is being moved, now and whenever there is another mark of it."""
+        told: int | None = None
         while True:
-            changed = self._changed
-            if (moving := self.moving(subscription)) != last:
-                last = moving
-                yield moving
+            changed, move = self._changed, self.of(subscription)
+            if (offset := move.offset if move is not None else -1) != told:
+                told = offset
+                yield move is not None and move.moving
             else:
                 await changed.wait()

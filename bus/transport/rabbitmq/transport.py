@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 from ...errors import (
     BusUnavailable,
@@ -35,6 +36,10 @@ from .moves import Moves
 from .publisher import Publisher
 from .supervisor import Backoff, Supervisor
 from .suspects import Suspects
+
+
+READ_TRIES: Final = 3
+"""How often the record is tried to be read before anything is declared without it."""
 
 
 class RabbitMQTransport:
@@ -102,8 +107,12 @@ class RabbitMQTransport:
     async def _declare(self, subscriptions: Sequence[Subscription], without: Collection[object] = ()) -> None:
         # our own link waits, and says so once; only then is it aio-pika's turn
         await self._publishing.link()
-        await self._moves.read()
+        for _ in range(READ_TRIES):
+            if await self._moves.read():
+                break
         async with self._declaring:
+            for each in subscriptions:
+                self._faults.pop(each.name, None)
             moving = [self._names.queue(each) for each in subscriptions if self._moves.moving(each)]
             moved = {self._names.queue(each): to for each in subscriptions if (to := self._moves.arguments(each))}
             self._faults |= await topology.declare_when_up(
@@ -149,11 +158,11 @@ class RabbitMQTransport:
     @asynccontextmanager
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[RabbitMQConsumer]:
         """Take deliveries of a subscription, through lost connections; leaving gives back the unsettled."""
+        self._start_consuming()
         if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
             raise fault
         if (unfit := self._moves.fault(subscription)) is not None:
             raise unfit
-        self._start_consuming()
         inbox, doubts = Inbox(), Doubts()
 
         async def redeclare() -> ConfigurationError | None:
