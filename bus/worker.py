@@ -64,6 +64,7 @@ class Worker:
         self._provided = dict(provided or {})
         self._random = random or Random()
         self._turn = asyncio.Lock()
+        self._useless = asyncio.Event()
         self._logger = logger()
         self.flows = {handler.subscription_name: Flow() for service in services for handler in service.handlers}
         self.consumers: dict[str, Consumer] = {}
@@ -205,18 +206,19 @@ class Worker:
         except* (ConfigurationError, AccessRefused) as refused:
             # one queue that cannot be consumed stops its own handler only
             error = first_leaf(refused)
-            mismatch = isinstance(error, TopologyMismatch)
-            self.refused[name] = str(error)
+            mismatch, self.refused[name] = isinstance(error, TopologyMismatch), str(error)
             consuming.cross_out(name)
             self._logger.error("handler stopped", handler=name, error=self.refused[name])
         finally:
             self.consumers.pop(name, None)
+        if not self.consuming:
+            self._useless.set()
         if mismatch and await self._moved(subscription, stop):
             await self._subscribe(subscriber, stop, consuming)
 
     async def _moved(self, subscription: Subscription, stop: asyncio.Event) -> bool:
-        """Wait until a queue with other arguments was moved to others, and tell whether it was before the stop."""
-        async with _until(stop):
+        """Wait until a queue with other arguments was moved, and tell whether it was; not where no handler goes on."""
+        async with _until(stop), _until(self._useless):
             seen = False
             async for moving in self._transport.topology.moving(subscription):
                 if seen and not moving:

@@ -46,6 +46,9 @@ async def test_l3_a_handler_is_moved_to_other_arguments_with_its_messages_in_the
     assert numbers(log) == list(range(301))
 
 
+async def ignored(shipped: Shipped) -> None: ...
+
+
 async def test_l3_workers_of_both_versions_and_a_publisher_run_on_and_nothing_is_lost(rabbitmq: Stage) -> None:
     log: Log[str] = Log()
     published = count()
@@ -56,7 +59,9 @@ async def test_l3_workers_of_both_versions_and_a_publisher_run_on_and_nothing_is
 
     async with hosted(rabbitmq.settings.url, version(log, "old ")), staged("rabbitmq", rabbitmq.settings.url) as new:
         # the new version finds a queue with other arguments, and takes up its work when that was moved
-        async with new.hosting(version(log, "new ", ordered=True)) as worker, asyncio.TaskGroup() as tasks:
+        beside = Service("beside")
+        beside.on(Shipped, name="work")(ignored)
+        async with new.hosting(version(log, "new ", ordered=True), beside) as worker, asyncio.TaskGroup() as tasks:
             publishing = tasks.create_task(publish())
             await log.reaches(200)
             assert list(worker.worker.refused) == [QUEUE]
@@ -65,6 +70,7 @@ async def test_l3_workers_of_both_versions_and_a_publisher_run_on_and_nothing_is
             moved = next(published)
             await log.holds(lambda log: moved + 200 in numbers(log), "what came after the move")
             publishing.cancel()
+            await log.holds(lambda log: not worker.worker.refused, "the new version's consumer")
         most = next(published)
         await log.holds(lambda log: set(numbers(log)) >= {*range(most - 1)} - {moved}, "every number")
     assert twice(log) < 20
