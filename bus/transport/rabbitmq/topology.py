@@ -200,6 +200,9 @@ async def administration(addresses: Sequence[Address]) -> AsyncIterator[Abstract
                 await connection.close()
         except (TimeoutError, AMQPError, RuntimeError, OSError, EOFError):
             pass  # the peer is gone
+        if (task := asyncio.current_task()) and task.cancelling():
+            # aiormq swallows a cancellation that comes while it closes a channel or a connection
+            raise asyncio.CancelledError
 
 
 async def _connect(addresses: Sequence[Address]) -> AbstractConnection:
