@@ -154,10 +154,7 @@ class Feed:
     async def _session(self, backoff: Backoff) -> None:
         """Consume on one channel, until it ends or the broker cancels the consumer."""
         if self._missing or self._leaving:
-            if self._leaving:
-                self._tell("its queue is moved to other arguments by `topology migrate`")
-            await self._ensure()
-            self._missing = self._leaving = False
+            await self._there_again()
         channel = await self._opened()
         try:
             channel.settled_last = deque(maxlen=0)
@@ -180,12 +177,8 @@ class Feed:
             if channel.error is not None:
                 raise channel.error
             self._missing = True
-            if not self._leaving and await self._late(channel):
-                self._tell("the broker took back what was unacked for too long")
-                await channel.aclose()
+            if not self._leaving and await self._taken_back(channel):
                 return
-            if not self._leaving:
-                self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
             if not self._ordered:  # another channel beside this one would get what comes after what runs here
                 self._abandon(channel)
         finally:
@@ -195,6 +188,24 @@ class Feed:
                 self._doubts.add(channel.settled_last)
             if channel not in self._abandoned:
                 await channel.aclose()
+
+    async def _there_again(self) -> None:
+        """Have the queue, which was deleted, or is being moved."""
+        if self._leaving:
+            self._tell("its queue is moved to other arguments by `topology migrate`")
+        # whatever is heard from here on of another move counts for what is consumed next
+        self._missing, self._leaving = True, False
+        await self._ensure()
+        self._missing = False
+
+    async def _taken_back(self, channel: Channel) -> bool:
+        """Say why the broker cancelled the consumer, and tell whether all that came by the channel went back."""
+        if not await self._late(channel):
+            self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
+            return False
+        self._tell("the broker took back what was unacked for too long")
+        await channel.aclose()
+        return True
 
     async def _late(self, channel: Channel) -> bool:
         """Tell whether a consumer was cancelled for what was unacked too long: its queue is there still."""
