@@ -75,15 +75,14 @@ class Shown:
     """Tells each step once, and now and then how many messages were moved."""
 
     def __init__(self) -> None:
-        self._last = ""
-        self._told = 0
+        self._told: set[str] = set()
+        self._moved = 0
 
     def __call__(self, what: str, moved: int) -> None:
         """Tell a step, or how far it is."""
-        if moved:
-            if moved - self._told >= LINE_EACH:
-                self._told = moved
-                tell(f"migrate: {moved} messages moved")
-        elif what != self._last:
-            self._last = what
+        if what not in self._told:
+            self._told.add(what)
             tell(f"migrate: {what}")
+        elif moved - self._moved >= LINE_EACH:
+            self._moved = moved
+            tell(f"migrate: {moved} messages moved")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,10 +71,12 @@ def test_l3_a_migration_shows_its_plan_asks_and_tells_what_it_did(cli: Cli, tmp_
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stderr is not None
-    assert any("moves what was in stock.reserve\n" in line for line in process.stderr)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    try:
+        assert process.stderr is not None
+        assert any("moves what was in stock.reserve\n" in line for line in process.stderr)
+    finally:
+        process.kill()
+        process.communicate()
     done = cli("topology", "migrate", "stock.reserve", "--yes")
     assert done.returncode == 0, done.stderr
     assert "a migration of it was begun and not ended" in done.stdout
