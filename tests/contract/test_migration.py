@@ -46,6 +46,12 @@ async def test_l3_a_handler_is_moved_to_other_arguments_with_its_messages_in_the
     assert numbers(log) == list(range(301))
 
 
+@pytest.fixture(autouse=True)
+def _no_node_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for what only the kill of a broker needs."""
+    monkeypatch.setattr(migration, "YOUNG", 0.0)
+
+
 async def ignored(shipped: Shipped) -> None: ...
 
 

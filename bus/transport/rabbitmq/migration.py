@@ -23,7 +23,7 @@ from .channel import ChannelClosed
 from .desk import operator
 from .link import Link
 from .mover import Mover
-from .moves import TO, Move, before, move_of
+from .moves import BEFORE, SINGLE, TO, Move, before, move_of
 from .record import BINDING, MIGRATED, MIGRATING, QUEUE, Item, Record
 from .topology import Names, queue
 
@@ -39,7 +39,8 @@ NEARLY: Final = 1_000
 """Messages that are left where arriving ones are so fast that there are always some."""
 SOON: Final = 5.0
 """Seconds that it is tried to catch up with the very last of them."""
-SINGLE: Final = "x-single-active-consumer"
+YOUNG: Final = 1.0
+"""Seconds after which a new quorum queue survives the kill of its only node: nothing is moved into a younger one."""
 Tell = Callable[[str, int], None]
 """Called at each step, and while messages are moved, with how many there were."""
 
@@ -105,7 +106,7 @@ class Moving:
     async def _to(self, arguments: Mapping[str, Any]) -> None:
         item = (Item(QUEUE, self._queue),)
         known = [dict(each) for each in before(self._record.fold, self._queue, arguments)]
-        details = {TO: dict(arguments), "before": known, "subscription": self._subscription.name}
+        details = {TO: dict(arguments), BEFORE: known, "subscription": self._subscription.name}
         if self._pending is None:
             await self._record.mark(MIGRATING, self._app, operator(), item, details)
         self._tell("marked as moving", 0)
@@ -125,6 +126,7 @@ class Moving:
         for each in (self._moving, self._arriving):
             await self._declare(each, aside)
         await self._bind(self._moving, [(self._back, self._key(ASIDE))])
+        await asyncio.sleep(YOUNG)
         self._tell("declared what stands aside", 0)
         while True:
             if await self._there(self._queue) is not None:
@@ -136,6 +138,7 @@ class Moving:
                 await self._bind(self._arriving, bindings)
             if await self._declared(arguments):
                 self._tell("declared the new queue", 0)
+                await asyncio.sleep(YOUNG)
                 return
             # somebody who does not know of the move was faster, with arguments of its own
 

@@ -67,7 +67,8 @@ class Mover:
     ) -> Self:
         """Return a mover that consumes nothing yet; `moved` is called with each number that is stored and acked."""
         taking, storing = await link.channel(), await link.channel(confirm=True)
-        await ask(taking, commands.Basic.Qos(prefetch_count=AT_ONCE))
+        # the next are here by the time that these are stored
+        await ask(taking, commands.Basic.Qos(prefetch_count=2 * AT_ONCE))
         return cls(taking, storing, source, into, Place(subscription, names), moved)
 
     async def drain(self) -> tuple[int, int]:
