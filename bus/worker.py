@@ -157,6 +157,7 @@ class Worker:
 
     def _ended(self) -> None:
         self.refused.clear()
+        self._useless.clear()
         for flow in self.flows.values():
             flow.end()
 

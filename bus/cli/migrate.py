@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ..app import App
-from ..errors import ConfigurationError
+from ..errors import BusUnavailable, ConfigurationError
 from ..topology import Migration
 from ..transport import Subscription
 from . import acting
@@ -48,7 +48,11 @@ async def _migrate(app: App, subscription: Subscription, *, yes: bool) -> int:
         if not yes and not acting.confirmed(f"move {plan.queue} to these arguments?"):
             tell("nothing was moved: migrate was not confirmed")
             return FAILED
-        moved = await transport.topology.migrate(app.name, subscription, Shown())
+        try:
+            moved = await transport.topology.migrate(app.name, subscription, Shown())
+        except BusUnavailable:
+            tell("migrate was cut off: run it again, and it goes on; until then the handler stands still")
+            raise
     typer.echo(f"migrate: {plan.queue} has the arguments that the code declares; {moved} messages were moved")
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from bus import AccessRefused, Context, Message, Service, fixed
+from bus import AccessRefused, ConfigurationError, Context, Message, Service, fixed
 from bus.transport.rabbitmq import migration
 from bus.transport.rabbitmq.admin import RabbitMQTopology
 from bus.transport.rabbitmq.alone import alone
@@ -375,3 +375,12 @@ async def test_l3_a_queue_that_somebody_made_otherwise_is_moved(rabbitmq: Stage,
     async with rabbitmq.hosting(version(log)):
         await log.reaches(10)
     assert sorted(numbers(log)) == list(range(10))
+
+
+async def test_l3_a_stream_is_not_moved_round_for_ever(rabbitmq: Stage) -> None:
+    log: Log[str] = Log()
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        await channel.declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "stream"})
+        await channel.default_exchange.publish(aio_pika.Message(b"{}", delivery_mode=2), QUEUE)
+    with pytest.raises(ConfigurationError, match=r"stock\.work is a stream"):
+        await migrated(rabbitmq, version(log))

@@ -22,7 +22,7 @@ from .alone import ask
 from .channel import ChannelClosed
 from .desk import operator
 from .link import Link
-from .mover import Mover
+from .mover import Mover, is_stream
 from .moves import BEFORE, SINGLE, TO, Move, before, move_of
 from .record import BINDING, MIGRATED, MIGRATING, QUEUE, Item, Record
 from .topology import Names, queue
@@ -77,6 +77,11 @@ class Moving:
         why = "" if there is None else await self._differs(self._wanted.arguments)
         if pending is None and there is not None and not why:
             raise LookupError(f"nothing to migrate: {name} has the arguments that the code declares")
+        if there is not None and await is_stream(self._link, self._queue):
+            raise ConfigurationError(
+                f"{self._queue} is a stream, which forgets nothing that is taken from it, so it cannot be moved: "
+                "read what is in it, delete it, and run `topology apply`"
+            )
         known = before(self._record.fold, self._queue, self._wanted.arguments)
         aside = [await self._there(each) for each in (self._moving, self._arriving)]
         return Migration(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from pamqp import commands
 
@@ -15,7 +15,7 @@ from ...outcome import Failure
 from .. import Subscription
 from . import copies, envelope, wire
 from .alone import ask
-from .channel import Channel, Parcel, Received
+from .channel import Channel, ChannelClosed, Parcel, Received
 from .delivery import FURTHER_KEYS, Place
 from .desk import operator
 from .link import Link
@@ -25,6 +25,11 @@ from .topology import Names
 AT_ONCE: Final = 200
 """Messages that are stored together: so many come twice at most when the move is cut off."""
 CONFIRMED_WITHIN: Final = 30.0
+OF_STREAMS: Final = wire.short("x-stream-offset")
+"""A header that the broker adds to what comes from a stream."""
+INVALID: Final = 406
+FIRST_WITHIN: Final = 0.3
+"""Seconds within which the first entry of a stream comes, if it has any."""
 QUIET: Final = 0.02
 """Seconds after which an empty queue is asked whether it is."""
 ROOM: Final = 64
@@ -149,6 +154,31 @@ class Mover:
     def _arrived(self, received: Received) -> None:
         self._inbox.append(received)
         self._news.set()
+
+
+async def is_stream(link: Link, queue: str) -> bool:
+    """Tell whether a queue is a stream with entries; no other kind may be asked for its first one."""
+    channel, news = await link.channel(), asyncio.Event()
+    first: list[Received] = []
+
+    def arrived(received: Received) -> None:
+        first.append(received)
+        news.set()
+
+    channel.on_delivery, channel.on_end = arrived, news.set
+    argument: Any = {"x-stream-offset": "first"}
+    await ask(channel, commands.Basic.Qos(prefetch_count=1))
+    try:
+        await ask(channel, commands.Basic.Consume(queue=queue, consumer_tag="first", arguments=argument))
+    except ChannelClosed as error:
+        if error.code == INVALID:
+            return False
+        raise
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_WITHIN):
+            await news.wait()
+    await channel.aclose()
+    return any(OF_STREAMS in each.header for each in first)
 
 
 def copy(received: Received, into: tuple[str, str], place: Place, most: int) -> Parcel:
