@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from fnmatch import fnmatch
 
 from bus import Context, Service, discovery
 from bus.retry import Policy
 from bus.transport import Subscription
-from bus.transport.rabbitmq.alone import alone
 from bus.transport.rabbitmq.migration import Moving
 from bus.transport.rabbitmq.transport import RabbitMQTransport
 
@@ -60,7 +60,8 @@ async def killed(stage: Stage, service: Service, at: str) -> bool:
                 raise Killed
 
         try:
-            async with alone(streams, *topology._turn()) as turn:
+            async with AsyncExitStack() as stack:
+                turn = await topology._turn_soon(stack, streams)
                 moving = Moving(turn.link, record, topology._names, "contract", subscription(service))
                 await moving.run(tell)
         except Killed:

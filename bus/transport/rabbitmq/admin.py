@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -18,6 +18,7 @@ from .. import Subscription
 from . import delay, topology
 from .address import Address
 from .alone import alone
+from .channel import Channel
 from .desk import Desk, operator
 from .migration import Moving
 from .moves import Moves
@@ -34,6 +35,9 @@ NOTED_WITHIN: Final = 60.0
 """Seconds that a worker tries to note what it declared, while it consumes."""
 READ_WITHIN: Final = 5.0
 """Seconds that a worker which declares a queue again waits to hear what was pruned meanwhile."""
+
+TURN_WITHIN: Final = 2.0
+"""Seconds that a migration waits for its turn."""
 
 
 class RabbitMQTopology:
@@ -262,8 +266,21 @@ class RabbitMQTopology:
 
     async def migrate(self, app: str, subscription: Subscription, tell: Callable[[str, int], None]) -> int:
         """Move a subscription to the arguments that the code declares."""
-        async with self._record() as (streams, record), alone(streams, *self._turn()) as turn:
+        async with self._record() as (streams, record), AsyncExitStack() as stack:
+            turn = await self._turn_soon(stack, streams)
             return await Moving(turn.link, record, self._names, app, subscription).run(tell)
+
+    async def _turn_soon(self, stack: AsyncExitStack, streams: Streams) -> Channel:
+        """Have the turn; a broker takes a moment to see that whoever had it was killed."""
+        clock = asyncio.get_running_loop().time
+        give_up = clock() + TURN_WITHIN
+        while True:
+            try:
+                return await stack.enter_async_context(alone(streams, *self._turn()))
+            except LookupError:
+                if clock() > give_up:
+                    raise
+            await asyncio.sleep(0.1)
 
     def moving(self, subscription: Subscription) -> AsyncIterator[bool]:
         """Yield whether a subscription is being migrated, as the record tells it."""
