@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-from bus import Service, Unroutable, discovery, fixed
+from bus import BusUnavailable, Service, Unroutable, discovery, fixed
 from bus.topology import Part, Survey
 from bus.transport import Subscription
 
@@ -98,7 +98,10 @@ async def noted(stage: Stage, *services: Service) -> None:
     """Wait until the newest entry of each service is by a worker of this version."""
     async with asyncio.timeout(WITHIN):
         while True:
-            newest = [version for version in (await survey(stage, *services)).versions if version.newest]
+            newest = []
+            # a stream that was declared a moment ago may have no replica yet
+            with suppress(BusUnavailable):
+                newest = [version for version in (await survey(stage, *services)).versions if version.newest]
             if {version.service for version in newest if version.ours} >= {service.name for service in services}:
                 return
             await asyncio.sleep(0.05)
