@@ -71,6 +71,7 @@ FORGED = [
     [(b"tidegate-failure-handler", string("spy")), (b"tidegate-failure-attempts", string("9" * 5000))],
     [(b"tidegate-failure-last-failed-at", string("2001-01-01")), (b"tidegate-first-failed-at", string("2001-01-01"))],
     [(b"x-stream-offset", whole(1 << 60))],
+    [(b"x-stream-offset", whole(1 << 60)), (b"x-stream-offset", string("last"))],
     [(b"tidegate-id", table([])), (b"tidegate-routing-key", whole(7))],
 ]
 

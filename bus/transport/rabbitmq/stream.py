@@ -226,8 +226,9 @@ class Reader:
             self._channel.settle(tag)
             headers = wire.properties(received.header).get("headers", {})
             # a stream is read from the start of a chunk, so what comes first may be older than asked for
-            if headers["x-stream-offset"] >= self._offset:
-                entry = Entry(self.generation, headers["x-stream-offset"], headers, received, key, direct=not exchange)
+            offset = wire.first(received.header, b"x-stream-offset")
+            if offset >= self._offset:
+                entry = Entry(self.generation, offset, headers, received, key, direct=not exchange)
                 entries.append(entry)
         if taken:
             # sent now, so that the broker reads on while these are looked at

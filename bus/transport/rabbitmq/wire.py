@@ -243,6 +243,25 @@ def properties(raw: bytes) -> dict[str, Any]:
         raise Malformed(f"properties cannot be read: {error!r}") from error
 
 
+def first(raw: bytes, header: bytes) -> Any:
+    """Return the first header of a name; where a sender repeats it, `properties` has the last.
+
+    What a broker writes stands first. Raises Malformed where there is none.
+    """
+    at = 14
+    for _, kind in _present(U16.unpack_from(raw, 12)[0]):
+        if kind == "t":
+            break
+        at += 1 + raw[at]
+    at, end = at + 4, at + 4 + U32.unpack_from(raw, at)[0]
+    while at < end:
+        name, value_at = raw[at + 1 : at + 1 + raw[at]], at + 1 + raw[at]
+        value, at = _value(raw, value_at, end, 0)
+        if name == header:
+            return value
+    raise Malformed(f"there is no header {header.decode()}")
+
+
 @lru_cache(maxsize=1024)
 def _present(flags: int) -> tuple[tuple[str, str], ...]:
     if flags & 1:
