@@ -25,7 +25,7 @@ lock: ## make the lock files anew from pyproject.toml (needs uv)
 	uv export --quiet --frozen --group bench --no-default-groups --no-emit-project --no-header --no-annotate -o benchmarks/requirements.lock
 
 clean:
-	rm -rf .venv .venv-bench .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench tests/languages/node_modules .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.done: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make run PYTHON=python3.12"; exit 2; }
