@@ -1,4 +1,6 @@
-"""Node, which basedpyright brings along, and the amqplib that `package-lock.json` pins: `python -m tests.languages.node`.
+"""Node, which basedpyright brings along, and the amqplib that `package-lock.json` pins.
+
+`python -m tests.languages.node` installs that, once.
 
 Nothing else is needed for it: no Node and no npm of the machine's own.
 """
