@@ -6,8 +6,7 @@ clients look for. Structured mode, and messages that say nothing of themselves, 
 
 from __future__ import annotations
 
-import base64
-import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ from ...message import (
     Ids,
     Message,
 )
-from . import wire
+from . import structured, wire
 
 
 FLAGS: Final = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 3
@@ -47,6 +46,9 @@ ATTRIBUTES: Final = {
     )
 }
 """The attributes that are read, by every name that they may have."""
+KNOWN: Final = frozenset(ATTRIBUTES.values())
+EXTENSION: Final = re.compile(r"(?:cloudEvents[_:]|ce-)?([a-z0-9]+)")
+"""The name of an attribute, and of the header that it is in."""
 BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count", "x-stream-offset")
 """Headers that the broker writes; a copy must not carry them back to it."""
 NOT_APPLICATION: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", *BROKERS)
@@ -142,8 +144,12 @@ def decode(
     problems: list[str] = []
     properties, attributes, application = _read(raw, problems)
     headers: dict[str, Any] = properties.get("headers", {})
-    if not attributes:
-        attributes, body = _structured(properties, body, problems)
+    if not attributes or "content_type" in properties:
+        told = str(properties.get("content_type", ""))
+        if (opened := structured.opened(told, body, problems, plain=not attributes)) is not None:
+            attributes, body = opened
+            properties["content_type"] = attributes.get("datacontenttype")
+            application = _extensions(attributes) | application
     key = _original_key(headers, routing_key, original=original)
     id = _text(attributes.get("id")) or _text(properties.get("message_id"))
     message = Message(
@@ -206,9 +212,10 @@ def deliveries_before(method: bytes, raw: bytes) -> int:
 
 
 def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the CloudEvents attributes, and the application's own headers."""
+    """Return the CloudEvents attributes, and the application's own headers; so are extensions, by their bare names."""
     attributes: dict[str, Any] = {}
     application: dict[str, str] = {}
+    extensions: dict[str, Any] = {}
     for name, value in headers.items():
         if (attribute := ATTRIBUTES.get(name)) is not None:
             if not isinstance(value, Decimal):  # copies have none of that kind
@@ -219,30 +226,18 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
             name = name[len(ORIGINAL_PREFIX) :]  # noqa: PLW2901
             if name in MOVED_PROPERTIES or name in application:
                 continue
-        if not name.startswith(NOT_APPLICATION) and (text := _text(value)) is not None:
+        if name.startswith(NOT_APPLICATION):
+            if (extension := EXTENSION.fullmatch(name)) is not None:
+                extensions[extension[1]] = value
+        elif (text := _text(value)) is not None:
             application[name] = text
-    return attributes, application
+    return attributes, _extensions(extensions) | application if extensions else application
 
 
-def _structured(properties: Mapping[str, Any], body: bytes, problems: list[str]) -> tuple[dict[str, Any], bytes]:
-    declared = str(properties.get("content_type", "")).lower().startswith("application/cloudevents")
-    if not declared and not (body[:1] == b"{" and b'"specversion"' in body):
-        return {}, body
-    import orjson
-
-    try:
-        envelope = orjson.loads(body)
-        if not isinstance(envelope, dict) or not isinstance(envelope.get("type"), str):
-            return {}, body
-        if "data_base64" in envelope:
-            data = base64.b64decode(envelope.pop("data_base64"), validate=True)
-        else:
-            data = orjson.dumps(envelope.pop("data", None))
-    except (orjson.JSONDecodeError, binascii.Error, TypeError, ValueError) as error:
-        if declared:
-            problems.append(f"structured mode: {error}")
-        return {}, body
-    return envelope, data
+def _extensions(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the attributes that mean something to the application only, as headers."""
+    named = ((name, _text(value)) for name, value in attributes.items() if name not in KNOWN)
+    return {name: text for name, text in named if text is not None and EXTENSION.fullmatch(name)}
 
 
 def _text(value: Any) -> str | None:

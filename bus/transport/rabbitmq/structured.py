@@ -1,0 +1,60 @@
+"""CloudEvents' structured mode: the attributes stand in the body, around the data. Of its formats, JSON is read.
+
+https://github.com/cloudevents/spec/blob/main/cloudevents/formats/json-format.md
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any, Final
+
+from pydantic_core import from_json, to_json
+
+
+DECLARED: Final = "application/cloudevents"
+"""What the content types of structured mode begin with; without it, a body that names its `specversion` is one too."""
+BATCH: Final = "application/cloudevents-batch"
+_JSON: Final = re.compile(r"[^;]*[/+]json\s*(;.*)?", re.IGNORECASE)
+
+
+def opened(content_type: str, body: bytes, problems: list[str], *, plain: bool) -> tuple[dict[str, Any], bytes] | None:
+    """Return the attributes and the data of a body in structured mode; None for any other.
+
+    `plain` says that nothing else tells attributes, so that the body itself may, undeclared.
+    """
+    declared = content_type.lower().startswith(DECLARED)
+    if declared and (refusal := _refused(content_type)):
+        problems.append(refusal)
+        return None
+    if not declared and not (plain and body[:1] == b"{" and b'"specversion"' in body):
+        return None
+    try:
+        envelope = from_json(body, allow_inf_nan=False)
+        if not isinstance(envelope, dict) or not isinstance(envelope.get("type", "" if declared else None), str):
+            raise TypeError("the body is no object with a type")
+        return envelope, _data(envelope)
+    except (TypeError, ValueError) as error:
+        if declared:
+            problems.append(f"structured mode: {error}")
+        return None
+
+
+def _refused(content_type: str) -> str | None:
+    if content_type.lower().startswith(BATCH):
+        return f"{content_type[:99]}: a batch is not read; publish each of its events as a message of its own"
+    if not _JSON.fullmatch(content_type):
+        return f"{content_type[:99]}: of the structured formats only JSON is read"
+    return None
+
+
+def _data(envelope: dict[str, Any]) -> bytes:
+    """Take the data out of the envelope, as the body that it would be in binary mode."""
+    if (encoded := envelope.pop("data_base64", None)) is not None:
+        return base64.b64decode(encoded, validate=True)
+    if "data" not in envelope:
+        return b""
+    data, kind = envelope.pop("data"), envelope.get("datacontenttype")
+    if isinstance(data, str) and isinstance(kind, str) and not _JSON.fullmatch(kind):
+        return data.encode()
+    return to_json(data)
