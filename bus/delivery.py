@@ -25,7 +25,7 @@ from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
-from .message import Message
+from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Resources
 from .service import Handler, Middleware, Process
@@ -91,6 +91,8 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         if (given_up := _hopeless(handler, delivery, settings) or unasked(delivery)) is not None:
             return given_up
         try:
+            if message.problems and handler.events:
+                _refuse_unopened(message)
             given = decode_known(known, message.type, message.body, message.version) if handler.events else message
         except Undecodable as error:
             return unreadable(handler, delivery, error, settings.deploy_grace)
@@ -118,6 +120,12 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         return Ack(context.outgoing)
 
     return run
+
+
+def _refuse_unopened(message: Message) -> None:
+    # around an event that could not be taken out, fields may fit all the same
+    if message.content_type.lower().startswith(STRUCTURED):
+        raise Undecodable("the body is in structured mode, and its event cannot be read")
 
 
 def calling(handler: Handler, runtime: Runtime) -> Call:

@@ -53,6 +53,8 @@ RESERVED_PREFIXES: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", "x-")
 
 DATASCHEMA: Final = "urn:tidegate:{type}:{version}"
 JSON_CONTENT: Final = "application/json"
+STRUCTURED: Final = "application/cloudevents"
+"""What the content types of CloudEvents' structured mode begin with; what could be read of it has its data's own."""
 MOST_PUBLISHED: Final = 32 * 1024
 """Bytes of headers that an event may have: the other half of what a copy carries is for the record of its failure."""
 LONGEST_ID: Final = 255

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
-from .message import JSON_CONTENT, Message, derived_id
+from .message import JSON_CONTENT, STRUCTURED, Message, derived_id
 from .outcome import Failure, Letter, Reason
 
 
@@ -45,7 +45,7 @@ def edited(letter: Letter, body: bytes) -> Message:
     duplicates, and no edit is taken for the message that failed.
     """
     old = letter.message
-    structured = old.content_type.startswith("application/cloudevents")
+    structured = old.content_type.startswith(STRUCTURED)
     return replace(
         old,
         id=derived_id(old.id, f"{letter.service}.{letter.handler}", 0, blake2b(body, digest_size=16).hexdigest()),

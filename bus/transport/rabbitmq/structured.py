@@ -11,19 +11,20 @@ from typing import Any, Final
 
 from pydantic_core import from_json, to_json
 
+from ...message import STRUCTURED
 
-DECLARED: Final = "application/cloudevents"
-"""What the content types of structured mode begin with; without it, a body that names its `specversion` is one too."""
-BATCH: Final = "application/cloudevents-batch"
+
+BATCH: Final = f"{STRUCTURED}-batch"
 _JSON: Final = re.compile(r"[^;]*[/+]json\s*(;.*)?", re.IGNORECASE)
 
 
 def opened(content_type: str, body: bytes, problems: list[str], *, plain: bool) -> tuple[dict[str, Any], bytes] | None:
     """Return the attributes and the data of a body in structured mode; None for any other.
 
-    `plain` says that nothing else tells attributes, so that the body itself may, undeclared.
+    The content type declares it. `plain` says that nothing else tells attributes: then an object that names its
+    `specversion` is one too.
     """
-    declared = content_type.lower().startswith(DECLARED)
+    declared = content_type.lower().startswith(STRUCTURED)
     if declared and (refusal := _refused(content_type)):
         problems.append(refusal)
         return None
