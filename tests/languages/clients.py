@@ -115,7 +115,7 @@ def everything_by_pika(url: str, folder: Path) -> None:
 def everything_by_kombu(url: str, folder: Path) -> None:
     """As Celery does: nested arrays, a priority, an expiry."""
     headers = {"lang": "py", "timelimit": [None, None], "stamps": {}, "retries": 0, "shadow": None, "group_index": None}
-    headers |= {"at": AT, "price": Decimal("4.20"), "raw": b"\xff\x00", **NESTED}
+    headers |= {"at": AT, "raw": b"\xff\x00", **NESTED}
     by_kombu(
         url,
         "order.placed",
