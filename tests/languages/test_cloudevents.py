@@ -64,7 +64,8 @@ def in_rabbitmq_structured(event: BaseCloudEvent) -> dict[str, Any]:
 
 def in_structured_with_headers(event: BaseCloudEvent) -> dict[str, Any]:
     """The specification lets structured mode repeat its attributes as headers, for brokers that route by them."""
-    return in_amqp_structured(event) | {"headers": in_amqp_binary(event)["headers"]}
+    headers = {**in_amqp_binary(event)["headers"], "cloudEvents_id": "another", "cloudEvents_tenant": "another"}
+    return in_amqp_structured(event) | {"headers": headers}
 
 
 def _sent(body: bytes, headers: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +205,24 @@ async def test_what_cannot_be_read_in_structured_mode_is_refused_in_words(
         (letter,) = await rabbitmq.letters("listening")
     assert (letter.failure.reason, letter.message.body, placed) == ("undecodable", body, [])
     assert words in letter.failure.error
+
+
+async def test_attributes_of_other_kinds_than_text_are_read(rabbitmq: Stage) -> None:
+    log: Log[Message] = Log()
+    service = Service("raw")
+
+    @service.on("any.thing")
+    async def take(message: Message) -> None:
+        log.append(message)
+
+    times = {"cloudEvents_time": AT.replace(microsecond=0), "cloudEvents_expirytime": 4_102_444_800_000}
+    headers = {"cloudEvents_id": b"of bytes", "cloudEvents_partitionkey": 7, "tenant": b"\xc3\xb1", "raw": b"\xff"}
+    async with rabbitmq.hosting(service):
+        await asyncio.to_thread(lambda: by_pika(rabbitmq.settings.url, "any.thing", headers={**headers, **times}))
+        await log.reaches(1)
+    message = log[0]
+    assert (message.id, message.key, message.headers) == ("of bytes", "7", {"tenant": "ñ"})
+    assert (message.time, message.expires) == (AT.replace(microsecond=0), datetime(2100, 1, 1, tzinfo=UTC))
 
 
 async def test_an_attribute_of_theirs_is_no_header_of_the_same_name(rabbitmq: Stage) -> None:

@@ -142,14 +142,15 @@ def decode(
     that this is the key it was published with, so that a header that tells another is forged.
     """
     problems: list[str] = []
-    properties, attributes, application = _read(raw, problems)
+    properties, attributes, extensions, application = _read(raw, problems)
     headers: dict[str, Any] = properties.get("headers", {})
     if not attributes or "content_type" in properties:
         told = str(properties.get("content_type", ""))
         if (opened := structured.opened(told, body, problems, plain=not attributes)) is not None:
             attributes, body = opened
-            properties["content_type"] = attributes.get("datacontenttype")
-            application = _extensions(attributes) | application
+            properties["content_type"], extensions = attributes.get("datacontenttype"), attributes
+    if extensions:
+        application = _extensions(extensions) | application
     key = _original_key(headers, routing_key, original=original)
     id = _text(attributes.get("id")) or _text(properties.get("message_id"))
     message = Message(
@@ -185,20 +186,20 @@ def decode(
     )
 
 
-def _read(raw: bytes, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Return the properties, the CloudEvents attributes, and the application's own headers."""
+def _read(raw: bytes, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Return the properties, the CloudEvents attributes, their extensions, and the application's own headers."""
     properties: dict[str, Any] = {}
     try:
         # what the headers say stands in the properties once more, for plain clients: not read without need
         alone = wire.headers_alone(raw)
         properties = wire.properties(raw) if alone is None else {"headers": alone}
-        attributes, application = _sorted(properties.get("headers", {}))
+        attributes, extensions, application = _sorted(properties.get("headers", {}))
         if alone is not None and not ("id" in attributes and "type" in attributes and "time" in attributes):
             properties = wire.properties(raw)
     except wire.Malformed as error:
         problems.append(f"properties: {error}")
-        return properties, {}, {}
-    return properties, attributes, application
+        return properties, {}, {}, {}
+    return properties, attributes, extensions, application
 
 
 def deliveries_before(method: bytes, raw: bytes) -> int:
@@ -211,8 +212,8 @@ def deliveries_before(method: bytes, raw: bytes) -> int:
         return 0
 
 
-def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the CloudEvents attributes, and the application's own headers; so are extensions, by their bare names."""
+def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Return the CloudEvents attributes, extensions by their bare names, and the application's own headers."""
     attributes: dict[str, Any] = {}
     application: dict[str, str] = {}
     extensions: dict[str, Any] = {}
@@ -231,7 +232,7 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
                 extensions[extension[1]] = value
         elif (text := _text(value)) is not None:
             application[name] = text
-    return attributes, _extensions(extensions) | application if extensions else application
+    return attributes, extensions, application
 
 
 def _extensions(attributes: Mapping[str, Any]) -> dict[str, str]:
@@ -247,6 +248,12 @@ def _text(value: Any) -> str | None:
         return str(value)
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, bytearray):
+        # clients of languages whose strings are bytes send text so
+        try:
+            return value.decode() or None
+        except UnicodeDecodeError:
+            return None
     return None
 
 
