@@ -153,6 +153,25 @@ async def test_an_event_of_ours_is_the_same_to_the_sdk(rabbitmq: Stage) -> None:
     assert (again.get_attributes(), again.get_data()) == (event.get_attributes(), event.get_data())
 
 
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/cloudevents", "Application/CloudEvents+JSON; charset=utf-8"]
+)
+async def test_structured_mode_is_read_by_any_name_that_it_goes_by(rabbitmq: Stage, content_type: str | None) -> None:
+    log: Log[Message] = Log()
+    service = Service("raw")
+
+    @service.on("any.thing")
+    async def take(message: Message) -> None:
+        log.append(message)
+
+    sent = in_amqp_structured(CloudEvent({"source": "/theirs", "type": "any.thing"}, DATA))
+    sent["content_type"] = content_type
+    async with rabbitmq.hosting(service):
+        await asyncio.to_thread(lambda: by_pika(rabbitmq.settings.url, "any.thing", **sent))
+        await log.reaches(1)
+    assert (log[0].source, json.loads(log[0].body), log[0].content_type) == ("/theirs", DATA, "application/json")
+
+
 @pytest.mark.parametrize("mode", [in_amqp_structured, in_rabbitmq_structured])
 @pytest.mark.parametrize(
     ("data", "kind", "body"),

@@ -44,7 +44,7 @@ def opened(content_type: str, body: bytes, problems: list[str], *, plain: bool) 
 def _refused(content_type: str) -> str | None:
     if content_type.lower().startswith(BATCH):
         return f"{content_type[:99]}: a batch is not read; publish each of its events as a message of its own"
-    if not _JSON.fullmatch(content_type):
+    if "+" in content_type and not _JSON.fullmatch(content_type):
         return f"{content_type[:99]}: of the structured formats only JSON is read"
     return None
 
