@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -49,10 +50,10 @@ def install() -> None:
             return
         shutil.rmtree(MODULES, ignore_errors=True)
         npm = _home() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-        command = [program(), str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+        command = [program(), str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode:
-            raise RuntimeError(f"npm ci in {FOLDER} failed: {done.stdout}{done.stderr}")
+            raise RuntimeError(f"amqplib cannot be had: npm ci in {FOLDER} failed\n{done.stdout}{done.stderr}")
         DONE.write_text(pinned)
 
 
@@ -68,4 +69,7 @@ def _home() -> Path:
 
 
 if __name__ == "__main__":
-    install()
+    try:
+        install()
+    except RuntimeError as error:
+        sys.exit(str(error))
