@@ -66,7 +66,10 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """An event on the wire. `body` is what was published, byte for byte; `headers` are the application's own."""
+    """An event on the wire. `body` is what was published, byte for byte; `headers` are the application's own.
+
+    Of an event in structured mode the body is its data; extensions of CloudEvents are headers by their bare names.
+    """
 
     id: str
     type: str

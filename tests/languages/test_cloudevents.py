@@ -208,6 +208,7 @@ ODD = {
     "another format": ("application/cloudevents+avro", b"\x00", "of the structured formats only JSON is read"),
     "no JSON": ("application/cloudevents+json", b"{", "structured mode: EOF while parsing"),
     "no object": ("application/cloudevents+json", b"[]", "structured mode: the body is no object with a type"),
+    "no type": ("application/cloudevents+json", b'{"number": 3}', "structured mode: the body is no object with a type"),
     "bytes that are none": ("application/cloudevents+json", b'{"type": "t", "data_base64": "!"}', "structured mode:"),
 }
 

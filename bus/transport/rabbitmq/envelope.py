@@ -148,9 +148,9 @@ def decode(
         told = str(properties.get("content_type", ""))
         if (opened := structured.opened(told, body, problems, plain=not attributes)) is not None:
             attributes, body = opened
-            properties["content_type"], extensions = attributes.get("datacontenttype"), attributes
+            properties["content_type"], extensions = attributes.get("datacontenttype"), _extensions(attributes)
     if extensions:
-        application = _extensions(extensions) | application
+        application = extensions | application
     key = _original_key(headers, routing_key, original=original)
     id = _text(attributes.get("id")) or _text(properties.get("message_id"))
     message = Message(
@@ -186,7 +186,7 @@ def decode(
     )
 
 
-def _read(raw: bytes, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
+def _read(raw: bytes, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str], dict[str, str]]:
     """Return the properties, the CloudEvents attributes, their extensions, and the application's own headers."""
     properties: dict[str, Any] = {}
     try:
@@ -212,11 +212,11 @@ def deliveries_before(method: bytes, raw: bytes) -> int:
         return 0
 
 
-def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Return the CloudEvents attributes, extensions by their bare names, and the application's own headers."""
     attributes: dict[str, Any] = {}
     application: dict[str, str] = {}
-    extensions: dict[str, Any] = {}
+    extensions: dict[str, str] = {}
     for name, value in headers.items():
         if (attribute := ATTRIBUTES.get(name)) is not None:
             if not isinstance(value, Decimal):  # copies have none of that kind
@@ -228,15 +228,16 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
             if name in MOVED_PROPERTIES or name in application:
                 continue
         if name.startswith(NOT_APPLICATION):
-            if (extension := EXTENSION.fullmatch(name)) is not None:
-                extensions[extension[1]] = value
+            # of several names for one, those count whose values every copy keeps in its place
+            if (found := EXTENSION.fullmatch(name)) is not None and (text := _text(value)) is not None:
+                extensions[found[1]] = text
         elif (text := _text(value)) is not None:
             application[name] = text
     return attributes, extensions, application
 
 
 def _extensions(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Return the attributes that mean something to the application only, as headers."""
+    """Return the attributes of an envelope that mean something to the application only, as headers."""
     named = ((name, _text(value)) for name, value in attributes.items() if name not in KNOWN)
     return {name: text for name, text in named if text is not None and EXTENSION.fullmatch(name)}
 

@@ -32,7 +32,7 @@ def opened(content_type: str, body: bytes, problems: list[str], *, plain: bool) 
         return None
     try:
         envelope = from_json(body, allow_inf_nan=False)
-        if not isinstance(envelope, dict) or not isinstance(envelope.get("type", "" if declared else None), str):
+        if not isinstance(envelope, dict) or not isinstance(envelope.get("type"), str):
             raise TypeError("the body is no object with a type")
         return envelope, _data(envelope)
     except (TypeError, ValueError) as error:
