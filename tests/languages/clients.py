@@ -51,7 +51,8 @@ def found(url: str, queue: str) -> Found:
         message = channel.basic_get(queue, no_ack=True)
         assert message is not None, f"{queue} is empty"
         properties = dict(message.properties)
-        return Found(message.body, properties, properties.pop("application_headers", {}))
+        body = message.body.encode() if isinstance(message.body, str) else message.body
+        return Found(body, properties, properties.pop("application_headers", {}))
 
 
 def by_pika(url: str, key: str, body: bytes = b"{}", **properties: Any) -> None:

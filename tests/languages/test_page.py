@@ -13,11 +13,13 @@ from pathlib import Path
 
 import aio_pika
 import pytest
+from cloudevents.core.bindings import amqp
 
 from bus import Message, Service
 from tests.contract.stage import Log, Stage
 
 from . import node
+from .clients import bind, found
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "other-languages.md").read_text()
@@ -93,6 +95,7 @@ async def test_a_publisher_and_a_consumer_of_the_page_meet_our_service(
     async def hear(message: Message) -> None:
         heard.append(message)
 
+    await asyncio.to_thread(bind, rabbitmq.settings.url, "others", "order.#")
     async with (
         consuming(f"consume_with_{client}", tmp_path, rabbitmq) as printed,
         rabbitmq.hosting(inventory(), service),
@@ -107,6 +110,11 @@ async def test_a_publisher_and_a_consumer_of_the_page_meet_our_service(
                 await asyncio.sleep(0.05)
     assert (key, order, len(id)) == ("stock.reserved", "4711", 32)
     assert (heard[0].source, heard[0].id_made_up, heard[0].problems) == ("/billing", False, ())
+    # and whoever reads CloudEvents finds one
+    body, properties, headers = await asyncio.to_thread(found, rabbitmq.settings.url, "others")
+    event = amqp.from_amqp_event(amqp.AMQPMessage({"content-type": properties["content_type"]}, headers, body))
+    assert (event.get_type(), event.get_id(), event.get_source()) == ("order.placed", heard[0].id, "/billing")
+    assert event.get_data() == {"order_id": "4711", "quantity": 2}
 
 
 @pytest.mark.parametrize("name", PUBLISHERS)
