@@ -51,11 +51,12 @@ def _refused(content_type: str) -> str | None:
 
 def _data(envelope: dict[str, Any]) -> bytes:
     """Take the data out of the envelope, as the body that it would be in binary mode."""
-    if (encoded := envelope.pop("data_base64", None)) is not None:
+    encoded, there = envelope.pop("data_base64", None), "data" in envelope
+    data, kind = envelope.pop("data", None), envelope.get("datacontenttype")
+    if encoded is not None:
         return base64.b64decode(encoded, validate=True)
-    if "data" not in envelope:
+    if not there:
         return b""
-    data, kind = envelope.pop("data"), envelope.get("datacontenttype")
     if isinstance(data, str) and isinstance(kind, str) and not _JSON.fullmatch(kind):
         return data.encode()
-    return to_json(data)
+    return to_json(data, inf_nan_mode="strings")  # such as 1e999, for which JSON has no other word
