@@ -22,6 +22,7 @@ bench: .venv-bench/.done ## this project, raw aio-pika and FastStream in one run
 lock: ## make the lock files anew from pyproject.toml (needs uv)
 	uv lock --quiet
 	uv export --quiet --frozen --group dev --no-emit-project --no-header --no-annotate -o requirements.lock
+	uv export --quiet --frozen --no-default-groups --no-emit-project --no-header --no-annotate -o deploy/requirements.lock
 	uv export --quiet --frozen --group bench --no-default-groups --no-emit-project --no-header --no-annotate -o benchmarks/requirements.lock
 
 clean:

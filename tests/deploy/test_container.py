@@ -1,0 +1,115 @@
+"""The worker in its container: built and started as deploy/ says, in a plain folder, and by Docker where it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.broker.node import Node
+
+from .compose import DEPLOY, DOCKERFILE, ROOT, environment, services, workers
+from .dockerfile import parse
+from .folder import Folder
+from .image import Container, Image, runs_here
+from .running import Running
+
+
+PASSWORD = "a secret of the tests"
+ORDER = {
+    "order_id": "6f1c1b0e-7a3c-4f0e-9a51-0d6f0a3c2b11",
+    "customer_id": "ada",
+    "lines": [{"sku": "tea", "quantity": 1, "price": "4.20"}],
+    "placed_at": "2026-11-24T12:00:00Z",
+}
+
+
+class Deployed(Node):
+    """A broker with the files and the user of deploy/."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("rabbitmq.conf", "advanced.config"):
+            shutil.copy(DEPLOY / name, self.folder)
+
+    def _environment(self) -> dict[str, str]:
+        user = services()["rabbitmq"]["environment"]["RABBITMQ_DEFAULT_USER"]
+        return super()._environment() | {"RABBITMQ_DEFAULT_USER": user, "RABBITMQ_DEFAULT_PASS": PASSWORD}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the container's user may look into."""
+    made = Path(tempfile.mkdtemp(prefix="tidegate-deploy-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(params=["folder", "image"] if runs_here() else ["folder"])
+def built(request: pytest.FixtureRequest, folder: Path) -> Folder | Image:
+    """The Dockerfile's last stage, built without Docker, and with it where its daemon runs."""
+    return Image(DOCKERFILE, ROOT) if request.param == "image" else Folder(DOCKERFILE, ROOT, folder / "image")
+
+
+def test_the_container_runs_on_the_composed_broker_and_ends_well(built: Folder | Image, folder: Path) -> None:
+    secret = folder / "bus_password"
+    secret.write_text(PASSWORD + "\n")
+    worker, port, node = workers()["worker"], free_port(), Deployed()
+    with ExitStack() as stack:
+        stack.callback(node.close)
+        variables = environment(worker, broker=node.port, secret=secret, http=port)
+        running = built.start(variables, secret)
+        stack.callback(running.close)
+
+        # it starts before its broker: it lives, and is not ready
+        until(lambda: running.run(health()).returncode == 0, running)
+        assert running.run(ready()).returncode == 1
+        node.start()
+        until(lambda: running.run(ready()).returncode == 0, running)
+        published = ["python", "app.py", "publish", "order.placed", json.dumps(ORDER)]
+        assert running.run(published).returncode == 0
+        until(lambda: "reserve_stock" in running.log(), running)
+
+        assert running.stop() == 0, running.log()
+        written = running.log()
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert lines[-1]["event"] == "worker stopped"
+    assert [line for line in lines if line["level"] in ("error", "critical") or "exception" in line] == []
+    assert PASSWORD not in written
+
+
+def health() -> list[str]:
+    """Return the command that the image is asked for its health with."""
+    words = parse(DOCKERFILE.read_text())[-1].last("HEALTHCHECK").words
+    assert words is not None
+    return words
+
+
+def ready() -> list[str]:
+    """Return the command that compose asks with."""
+    kind, *words = workers()["worker"]["healthcheck"]["test"]
+    assert kind == "CMD"
+    return [str(word) for word in words]
+
+
+def until(holds: Callable[[], bool], running: Running | Container, within: float = 60) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < end, running.log()
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    """Return a port that nobody has."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
