@@ -13,35 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker.node import Node
-
-from .compose import DEPLOY, DOCKERFILE, ROOT, environment, services, workers
+from .compose import DOCKERFILE, ROOT, environment, workers
+from .deployed import PASSWORD, Deployed
 from .dockerfile import parse
 from .folder import Folder
 from .image import Container, Image, runs_here
 from .running import Running
 
 
-PASSWORD = "a secret of the tests"
 ORDER = {
     "order_id": "6f1c1b0e-7a3c-4f0e-9a51-0d6f0a3c2b11",
     "customer_id": "ada",
     "lines": [{"sku": "tea", "quantity": 1, "price": "4.20"}],
     "placed_at": "2026-11-24T12:00:00Z",
 }
-
-
-class Deployed(Node):
-    """A broker with the files and the user of deploy/."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("rabbitmq.conf", "advanced.config"):
-            shutil.copy(DEPLOY / name, self.folder)
-
-    def _environment(self) -> dict[str, str]:
-        user = services()["rabbitmq"]["environment"]["RABBITMQ_DEFAULT_USER"]
-        return super()._environment() | {"RABBITMQ_DEFAULT_USER": user, "RABBITMQ_DEFAULT_PASS": PASSWORD}
 
 
 @pytest.fixture
