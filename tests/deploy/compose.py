@@ -34,6 +34,12 @@ def workers() -> dict[str, dict[str, Any]]:
     return {name: service for name, service in services().items() if service["image"] in built}
 
 
+def steps() -> list[dict[str, Any]]:
+    """Return the services that end before a worker starts."""
+    needed = services()["worker"]["depends_on"].items()
+    return [services()[name] for name, each in needed if each["condition"] == "service_completed_successfully"]
+
+
 def seconds(duration: str) -> float:
     """Return a duration such as 1m30s in seconds."""
     parts = re.findall(r"(\d+)(ms|[hms])", duration)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .compose import DOCKERFILE, ROOT, environment, workers
+from .compose import DOCKERFILE, ROOT, environment, steps, workers
 from .deployed import PASSWORD, Deployed
 from .dockerfile import parse
 from .folder import Folder
@@ -58,6 +58,9 @@ def test_the_container_runs_on_the_composed_broker_and_ends_well(built: Folder |
         until(lambda: running.run(health()).returncode == 0, running)
         assert running.run(ready()).returncode == 1
         node.start()
+        for step in steps():
+            done = built.run(step["command"], variables, secret)
+            assert done.returncode == 0, done.stdout + done.stderr
         until(lambda: running.run(ready()).returncode == 0, running)
         published = ["python", "app.py", "publish", "order.placed", json.dumps(ORDER)]
         assert running.run(published).returncode == 0
