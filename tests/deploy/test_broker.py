@@ -8,6 +8,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
 
+from .compose import services
 from .deployed import Deployed
 
 
@@ -19,6 +20,9 @@ async def test_retries_that_are_stuck_hold_up_nobody_elses_and_a_lost_one_comes_
     node = Deployed()
     try:
         node.start()
+        kind, program, *arguments = services()["rabbitmq"]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "rabbitmq-diagnostics")
+        node.diagnose(*arguments)
         told = node.ctl("eval", "application:get_all_env(rabbit).")
         assert "{dead_letter_worker_publisher_confirm_timeout,3000}" in told.replace(" ", "")
         assert "{dead_letter_worker_consumer_prefetch,1000}" in told.replace(" ", "")

@@ -40,15 +40,14 @@ def test_what_a_service_names_is_declared() -> None:
             if needed["condition"] == "service_completed_successfully":
                 assert services()[other]["restart"].partition(":")[0] in ("no", "on-failure")
         assert set(service.get("secrets", [])) <= set(file["secrets"])
-        assert {each["source"] for each in service.get("configs", [])} <= set(file["configs"])
         volumes = {volume.partition(":")[0] for volume in service.get("volumes", [])}
-        assert volumes <= set(file["volumes"])
+        files = {volume for volume in volumes if volume.startswith(".")}
+        assert volumes - files <= set(file["volumes"])
+        assert all((DEPLOY / each).is_file() for each in files), files
 
 
-def test_every_file_that_is_named_exists_and_no_secret_does() -> None:
+def test_the_build_finds_its_files_and_git_takes_no_secret() -> None:
     file = composed()
-    for each in file["configs"].values():
-        assert (DEPLOY / each["file"]).is_file()
     for service in workers().values():
         if "build" in service:
             context = (DEPLOY / service["build"]["context"]).resolve()
@@ -104,3 +103,21 @@ def test_the_endpoint_that_is_asked_for_health_is_served() -> None:
     assert image.last("EXPOSE").text == port
     assert image.last("HEALTHCHECK").words == ["python", "healthy.py", "/livez"]
     assert services()["worker"]["healthcheck"]["test"] == ["CMD", "python", "healthy.py", "/readyz"]
+
+
+def test_the_broker_is_started_with_the_password_of_the_file(tmp_path: Path) -> None:
+    broker = services()["rabbitmq"]
+    (tmp_path / "bus_password").write_text("a $ecret\n")
+    program = tmp_path / "docker-entrypoint.sh"
+    program.write_text('#!/bin/sh\necho "$RABBITMQ_DEFAULT_PASS|$*"\n')
+    program.chmod(0o755)
+    # compose takes $$ for a $ of the command's own
+    entrypoint = [part.replace("$$", "$").replace("/run/secrets", str(tmp_path)) for part in broker["entrypoint"]]
+    done = subprocess.run(
+        [*entrypoint, *broker["command"]],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "a $ecret|rabbitmq-server\n"
