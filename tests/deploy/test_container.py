@@ -28,6 +28,15 @@ ORDER = {
     "placed_at": "2026-11-24T12:00:00Z",
 }
 
+UNCOMPILED = """
+from importlib.util import cache_from_source
+from pathlib import Path
+for path in Path().rglob("*.py"):
+    if not Path(cache_from_source(path)).exists():
+        print(path)
+"""
+"""Prints the modules of the container that would be compiled at each start."""
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -53,6 +62,10 @@ def test_the_container_runs_on_the_composed_broker_and_ends_well(built: Folder |
         variables = environment(worker, broker=node.port, secret=secret, http=port)
         running = built.start(variables, secret)
         stack.callback(running.close)
+
+        assert built.run(["python", "-c", "import pip"], variables, secret).returncode == 1
+        compiled = built.run(["python", "-c", UNCOMPILED], variables, secret)
+        assert (compiled.returncode, compiled.stdout) == (0, ""), compiled.stderr
 
         # it starts before its broker: it lives, and is not ready
         until(lambda: running.run(health()).returncode == 0, running)
