@@ -47,11 +47,10 @@ def seconds(duration: str) -> float:
     return sum(int(number) * UNITS[unit] for number, unit in parts)
 
 
-def environment(service: dict[str, Any], *, broker: int, secret: Path, http: int) -> dict[str, str]:
+def environment(service: dict[str, Any], *, broker: int, secret: Path) -> dict[str, str]:
     """Return a worker's environment, with what compose's network gives it put where it is here."""
     given = {name: str(value) for name, value in service["environment"].items()}
     return given | {
         "BUS_URL": given["BUS_URL"].replace("@rabbitmq/", f"@127.0.0.1:{broker}/"),
         "BUS_PASSWORD_FILE": given["BUS_PASSWORD_FILE"].replace("/run/secrets/bus_password", str(secret)),
-        "BUS_HTTP": f"127.0.0.1:{http}",
     }

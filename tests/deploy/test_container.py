@@ -53,34 +53,44 @@ def built(request: pytest.FixtureRequest, folder: Path) -> Folder | Image:
     return Image(DOCKERFILE, ROOT) if request.param == "image" else Folder(DOCKERFILE, ROOT, folder / "image")
 
 
+@pytest.mark.timeout(300)  # what is installed is downloaded
 def test_the_container_runs_on_the_composed_broker_and_ends_well(built: Folder | Image, folder: Path) -> None:
     secret = folder / "bus_password"
     secret.write_text(PASSWORD + "\n")
-    worker, port, node = workers()["worker"], free_port(), Deployed()
+    worker, node = workers()["worker"], Deployed()
+    variables = environment(worker, broker=node.port, secret=secret)
+    assert built.run(["python", "-c", "import pip"], variables, secret).returncode == 1
+    compiled = built.run(["python", "-c", UNCOMPILED], variables, secret)
+    assert (compiled.returncode, compiled.stdout) == (0, ""), compiled.stderr
     with ExitStack() as stack:
         stack.callback(node.close)
-        variables = environment(worker, broker=node.port, secret=secret, http=port)
-        running = built.start(variables, secret)
-        stack.callback(running.close)
+        replicas: list[Running | Container] = []
+        for _ in range(worker["deploy"]["replicas"]):
+            here = {"BUS_HTTP": f"127.0.0.1:{free_port()}"}  # they share this machine's ports
+            replicas.append(built.start(variables | here, secret))
+            stack.callback(replicas[-1].close)
 
-        assert built.run(["python", "-c", "import pip"], variables, secret).returncode == 1
-        compiled = built.run(["python", "-c", UNCOMPILED], variables, secret)
-        assert (compiled.returncode, compiled.stdout) == (0, ""), compiled.stderr
-
-        # it starts before its broker: it lives, and is not ready
-        until(lambda: running.run(health()).returncode == 0, running)
-        assert running.run(ready()).returncode == 1
+        # they start before their broker: they live, and are not ready
+        for replica in replicas:
+            until(lambda replica=replica: replica.run(health()).returncode == 0, replica)
+            assert replica.run(ready()).returncode == 1
         node.start()
         for step in steps():
             done = built.run(step["command"], variables, secret)
             assert done.returncode == 0, done.stdout + done.stderr
-        until(lambda: running.run(ready()).returncode == 0, running)
+        for replica in replicas:
+            until(lambda replica=replica: replica.run(ready()).returncode == 0, replica)
         published = ["python", "app.py", "publish", "order.placed", json.dumps(ORDER)]
-        assert running.run(published).returncode == 0
-        until(lambda: "reserve_stock" in running.log(), running)
+        assert replicas[0].run(published).returncode == 0
+        until(lambda: any("reserve_stock" in replica.log() for replica in replicas), replicas[0])
 
-        assert running.stop() == 0, running.log()
-        written = running.log()
+        for replica in replicas:
+            assert replica.stop() == 0, replica.log()
+            ended_well(replica.log())
+
+
+def ended_well(written: str) -> None:
+    """Check what a worker wrote."""
     lines = [json.loads(line) for line in written.splitlines()]
     assert lines[-1]["event"] == "worker stopped"
     assert [line for line in lines if line["level"] in ("error", "critical") or "exception" in line] == []
