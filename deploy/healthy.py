@@ -10,7 +10,11 @@ ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where it listens on 
 
 def main(path: str) -> int:
     """Return the exit code."""
-    host, _, port = os.environ["BUS_HTTP"].rpartition(":")
+    asked = os.environ.get("BUS_HTTP", "")
+    if not asked:
+        print("BUS_HTTP is not set, so the worker answers nobody")
+        return 1
+    host, _, port = asked.rpartition(":")
     bare = host.strip("[]")
     connection = HTTPConnection(ANY.get(bare, bare), int(port), timeout=4)
     try:
@@ -18,7 +22,7 @@ def main(path: str) -> int:
         answer = connection.getresponse()
         print(answer.status, answer.read().decode())
     except (OSError, HTTPException) as error:
-        print(f"no answer at {os.environ['BUS_HTTP']}: {error}")
+        print(f"no answer at {asked}: {error}")
         return 1
     return 0 if answer.status == 200 else 1
 
