@@ -1,4 +1,4 @@
-"""A broker that is started with the files and the user of deploy/."""
+"""A broker that is started with the settings and the user of deploy/."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ USER = services()["rabbitmq"]["environment"]["RABBITMQ_DEFAULT_USER"]
 
 
 class Deployed(Node):
-    """A broker with the files and the user of deploy/."""
+    """A broker with the settings and the user of deploy/."""
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("rabbitmq.conf", "advanced.config"):
-            shutil.copy(DEPLOY / name, self.folder)
+        shutil.copy(DEPLOY / "advanced.config", self.folder)
 
     def login(self) -> str:
         """Return its URL, with the user of deploy/."""

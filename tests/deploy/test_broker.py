@@ -1,4 +1,4 @@
-"""The broker's files: RabbitMQ takes them, and does what they are for."""
+"""The broker's settings: RabbitMQ takes them, and does what they are for."""
 
 from __future__ import annotations
 
