@@ -109,9 +109,7 @@ async def connect(
     Returns at once; publishing waits for the connection. `source` names the publisher in each event (CloudEvents'
     `source`). Raises ConfigurationError where there is no URL, or one of no bus: never a silent memory bus.
     """
-    chosen = settings or environment.read()
-    if url is not None:
-        chosen = replace(chosen, url=url)
+    chosen, url = _chosen(url, settings), None
     if not chosen.url:
         raise ConfigurationError(
             "connect(): there is no bus to connect to. Set BUS_URL, such as amqp://guest:guest@localhost/, or pass one."
@@ -127,16 +125,23 @@ def connect_sync(
     """Connect from code that is not async: `with connect_sync() as bus: bus.publish(…)`. Thread-safe."""
     from anyio.from_thread import start_blocking_portal
 
+    chosen, url = _chosen(url, settings), None
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(connect(url, source=source, settings=settings)) as bus,
+        portal.wrap_async_context_manager(connect(source=source, settings=chosen)) as bus,
     ):
         yield SyncBus(bus, portal)
 
 
+def _chosen(url: str | None, settings: Settings | None) -> Settings:
+    """Return the settings with this URL; no frame keeps it, for tracebacks that show locals would show its password."""
+    chosen = settings or environment.read()
+    return chosen if url is None else replace(chosen, url=url)
+
+
 def transport(settings: Settings) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of the settings' URL; the only place that picks one."""
-    scheme = settings.url.partition("://")[0].lower() if "://" in settings.url else ""
+    scheme = settings.scheme
     if scheme == "memory":
         from .transport.memory import MemoryTransport
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 from .. import client, logs
 from .. import settings as environment
@@ -16,7 +15,7 @@ from ..transport import DeadLetters
 async def dead_letters() -> AsyncIterator[DeadLetters]:
     """Open them; raises ConfigurationError without a broker."""
     settings = environment.read()
-    if not settings.url or urlsplit(settings.url).scheme == "memory":
+    if not settings.url or settings.scheme == "memory":
         raise ConfigurationError(
             "dead letters are kept by a broker: set BUS_URL, such as amqp://guest:guest@localhost/"
         )

@@ -11,17 +11,24 @@ import tempfile
 import time
 from pathlib import Path
 
+from .certificates import Authority
 from .install import Programs, programs
 
 
 READY_WITHIN = 60.0
-ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
+ADVANCED = """[{rabbit,[
+  {dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000},
+  {ssl_listeners,[{"LISTEN",PORT}]},
+  {ssl_options,[{cacertfile,"TLS/ca.pem"},{certfile,"TLS/broker.pem"},{keyfile,"TLS/broker.key"},
+                {verify,verify_peer},{fail_if_no_peer_cert,true}]}]}].
+"""
 
 
 class Node:
     """A broker of the tests' own. `start` after `stop` or `kill` goes on with the same data.
 
-    One that is made `beside` another may join its cluster.
+    One that is made `beside` another may join its cluster. At `tls_port` it wants a certificate of whoever connects:
+    `tls` has its own, the authority's, and one for a client.
     """
 
     def __init__(self, beside: Node | None = None) -> None:
@@ -29,7 +36,7 @@ class Node:
         within = Path(self.programs.root, tempfile.gettempdir().lstrip("/"))
         within.mkdir(exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="tidegate-broker-", dir=within))
-        self.port, self._dist, self._epmd = _free_ports(3)
+        self.port, self.tls_port, self._dist, self._epmd = _free_ports(4)
         self._name = f"tidegate{self.port}"
         self._cookie = self._name
         if beside is not None:
@@ -41,7 +48,14 @@ class Node:
         cookie.write_text(self._cookie)
         cookie.chmod(0o400)
         (self.folder / "enabled_plugins").write_text("[].")
-        (self.folder / "advanced.config").write_text(ADVANCED)
+        self.tls = self.folder / "tls"
+        authority = Authority(self.tls)
+        authority.sign("broker")
+        authority.sign("client", "client.example")
+        listen = ("::", 5671) if self.programs.image else ("127.0.0.1", self.tls_port)
+        seen = self.tls if self.programs.image else Path("/", self.tls.relative_to(self.programs.root))
+        advanced = ADVANCED.replace("LISTEN", listen[0]).replace("PORT", str(listen[1])).replace("TLS", str(seen))
+        (self.folder / "advanced.config").write_text(advanced)
         (self.folder / "rabbitmq.conf").write_text("log.file.level = info\nlog.console = false\n")
 
     @property
@@ -171,7 +185,9 @@ class Node:
             subprocess.run(["docker", "start", self._container], check=True, capture_output=True, timeout=60)
             return
         config = ["-v", f"{self.folder / 'advanced.config'}:/etc/rabbitmq/advanced.config:ro"]
-        command = ["docker", "run", "-d", "-p", f"127.0.0.1:{self.port}:5672", *config, self.programs.image]
+        config += ["-v", f"{self.tls}:{self.tls}:ro"]
+        ports = ["-p", f"127.0.0.1:{self.port}:5672", "-p", f"127.0.0.1:{self.tls_port}:5671"]
+        command = ["docker", "run", "-d", *ports, *config, self.programs.image]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         self._container = done.stdout.strip()
 

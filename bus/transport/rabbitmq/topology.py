@@ -25,10 +25,11 @@ from aio_pika.exceptions import (
 )
 from pamqp.common import FieldTable
 
-from ...errors import AccessRefused, BusUnavailable, TidegateError, TopologyMismatch
+from ...errors import AccessRefused, BusUnavailable, ConfigurationError, TidegateError, TopologyMismatch
 from ...logs import logger
 from .. import Subscription
 from .address import Address
+from .link import LinkRefused
 from .supervisor import FIRST_PATIENCE, PATIENCE
 
 
@@ -42,8 +43,14 @@ HEARTBEAT: Final = 10
 STREAM: Final[FieldTable] = {"x-queue-type": "stream"}
 """Arguments of a generation of dead letters: kept without limit."""
 MARKS_LAST: Final = "7D"
+MARKS: Final = "suspects"
+"""The routing key of the marks: by it they go from the exchange of the retries to their stream, and no retry has it."""
 SEGMENT: Final = 1_000_000
 """Bytes after which a stream begins a new file; only whole files grow old enough to go."""
+
+
+REMEDY: Final = "run `python app.py topology apply` as a user who may configure"
+NONE: Final = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,7 @@ def step_arguments(names: Names, service: str, delay: timedelta) -> dict[str, An
 async def administration(addresses: Sequence[Address]) -> AsyncIterator[AbstractConnection]:
     """Open a plain connection to the first host that answers, and close it in the end.
 
-    Raises AccessRefused for a definite no, and ConnectionError where no host answers, or where the connection is lost.
+    Raises LinkRefused for a definite no, and ConnectionError where no host answers, or where the connection is lost.
     After a failure a deque of addresses is turned: a host may answer and still not serve.
     """
     connection = await _connect(tuple(addresses))
@@ -164,8 +171,12 @@ async def _connect(addresses: Sequence[Address]) -> AbstractConnection:
             try:
                 return await _connect_to(address, patience)
             except ProbableAuthenticationError:
-                refused = AccessRefused(f"{address}: the broker refused the login of {address.login!r}")
+                refused = LinkRefused(f"{address}: the broker refused the login of {address.login!r}")
+            except ConfigurationError as error:
+                refused = LinkRefused(str(error))
             except (OSError, EOFError, RuntimeError, AMQPError, UnicodeError) as error:
+                if (wrong := address.verdict(error)) is not None:
+                    refused = LinkRefused(wrong)
                 reasons.append(f"{address}: {error!r}")
         if refused is not None:
             raise refused
@@ -175,15 +186,16 @@ async def _connect(addresses: Sequence[Address]) -> AbstractConnection:
 
 
 async def _connect_to(address: Address, patience: float) -> AbstractConnection:
+    context = address.context()
     try:
         return await aio_pika.connect(
             host=address.host,
             port=address.port,
             login=address.login,
-            password=address.password,
+            password=address.secret(),
             virtualhost=address.vhost,
-            ssl=address.tls is not None,
-            ssl_context=address.tls,
+            ssl=context is not None,
+            ssl_context=context,
             timeout=patience,
             heartbeat=HEARTBEAT,
             client_properties={"connection_name": f"{address.name} administration"},
@@ -199,7 +211,7 @@ async def declare(
 ) -> dict[str, TidegateError]:
     """Declare what the subscriptions need; return what is wrong, by subscription.
 
-    A user that may not configure is no error here: what was declared before may do, and its consumer tells.
+    A user that may not configure is no error here, unless something is missing.
     """
     faults: dict[str, TidegateError] = {}
     done: set[str] = set()
@@ -217,8 +229,29 @@ async def declare(
         except ChannelClosed as error:
             if "ACCESS_REFUSED" not in str(error):
                 raise
-            faults[subscription.name] = AccessRefused(f"{subscription.name}: {error}")
+            if (missing := await _missing(connection, names, subscription)) is not None:
+                faults[subscription.name] = AccessRefused(f"{missing}, and cannot be declared: {error}; {REMEDY}")
     return faults
+
+
+async def _missing(connection: AbstractConnection, names: Names, subscription: Subscription) -> str | None:
+    """Return what the broker says of the first thing that is not there; 4.3 lets nobody look who may not configure."""
+    service = subscription.service
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN), connection.channel() as channel:
+            for exchange in (names.events, names.dead(service), names.retry(service), names.back(service)):
+                await channel.get_exchange(exchange)
+            for queue in (
+                names.queue(subscription),
+                *(names.step(service, d) for d in subscription.delays if d > NONE),
+            ):
+                await channel.get_queue(queue)
+    except ChannelNotFoundEntity as error:
+        return str(error)
+    except ChannelClosed as error:
+        if "ACCESS_REFUSED" not in str(error):
+            raise
+    return None
 
 
 def mismatch(subscription: str, told: str) -> TopologyMismatch:
@@ -291,8 +324,9 @@ async def _declare_subscription(channel: AbstractChannel, names: Names, subscrip
         await queue.bind(names.events, pattern)
 
 
-async def declare_suspects(addresses: Sequence[Address], stream: str) -> None:
+async def declare_suspects(addresses: Sequence[Address], names: Names, service: str) -> None:
     """Declare the stream of a service's suspects. Raises AccessRefused without the right to."""
+    stream = names.suspects(service)
     arguments: FieldTable = {
         "x-queue-type": "stream",
         "x-max-age": MARKS_LAST,
@@ -304,23 +338,27 @@ async def declare_suspects(addresses: Sequence[Address], stream: str) -> None:
             administration(addresses) as connection,
             connection.channel() as channel,
         ):
-            await channel.declare_queue(stream, durable=True, arguments=arguments)
+            marks = await channel.declare_queue(stream, durable=True, arguments=arguments)
+            await marks.bind(names.retry(service), MARKS)
     except ChannelClosed as error:
-        raise AccessRefused(f"{stream}: {error}") from error
-    except (ConnectionError, AMQPError, TimeoutError) as error:
+        raise AccessRefused(f"{stream}: {error}; {REMEDY}") from error
+    except (LinkRefused, ConnectionError, AMQPError, TimeoutError) as error:
         raise BusUnavailable(f"{stream} cannot be declared now: {error!r}", {}) from error
 
 
 async def declare_when_up(
     addresses: Sequence[Address], names: Names, subscriptions: Sequence[Subscription], backoff: Any
 ) -> dict[str, TidegateError]:
-    """Declare as soon as a broker answers; waits without a bound. Raises AccessRefused for a definite no."""
+    """Declare as soon as a broker answers; waits without a bound.
+
+    Called by who was let in before: a login that is refused now is waited for as a broker that is away.
+    """
     told = False
     while True:
         try:
             async with administration(addresses) as connection:
                 return await declare(connection, names, subscriptions)
-        except (ConnectionError, AMQPError, TimeoutError) as error:
+        except (LinkRefused, ConnectionError, AMQPError, TimeoutError) as error:
             if not told:
                 logger().warning("the topology cannot be declared now", error=str(error) or repr(error))
             told = True

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from ...errors import BusUnavailable, Fate, PublishError, PublishRefused, TidegateError, TopologyMismatch, Unroutable
+from ...errors import AccessRefused, BusUnavailable, Fate, PublishError, PublishRefused, TidegateError, Unroutable
 from ...logs import logger
 from ...message import ROUTED, Outgoing
 from ...settings import Settings
@@ -79,7 +79,10 @@ class RabbitMQTransport:
         # our own link waits, and says so once; only then is it aio-pika's turn
         await self._publishing.link()
         async with self._declaring:
-            self._faults |= await topology.declare_when_up(self._addresses, self._names, subscriptions, Backoff())
+            found = await topology.declare_when_up(self._addresses, self._names, subscriptions, Backoff())
+            for subscription in subscriptions:
+                self._faults.pop(subscription.name, None)
+            self._faults |= found
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Store the messages, in order; waits for the broker up to the publish timeout."""
@@ -120,14 +123,20 @@ class RabbitMQTransport:
     @asynccontextmanager
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[RabbitMQConsumer]:
         """Take deliveries of a subscription, through lost connections; leaving gives back the unsettled."""
-        if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
+        if (fault := self._faults.get(subscription.name)) is not None:
             raise fault
         self._start_consuming()
-        inbox, doubts = Inbox(), Doubts()
+        inbox, doubts, told = Inbox(), Doubts(), ""
 
         async def redeclare() -> None:
+            nonlocal told
             self._cascade.forget()
             await self.declare([subscription])
+            fault = self._faults.get(subscription.name)
+            why = str(fault) if isinstance(fault, AccessRefused) else ""
+            if why and why != told:
+                logger().warning("not declared", subscription=subscription.name, error=why)
+            told = why
 
         own = self._names.queue(subscription)
         feeds = [Feed(self._consuming, own, inbox, limit, redeclare, doubts, ordered=subscription.ordered)]
@@ -160,10 +169,11 @@ class RabbitMQTransport:
         if service not in self._suspects:
             stream = self._names.suspects(service)
 
-            async def declare(stream: str) -> None:
-                await topology.declare_suspects(self._addresses, stream)
+            async def declare() -> None:
+                await topology.declare_suspects(self._addresses, self._names, service)
 
-            self._suspects[service] = Suspects(self._consuming, stream, self._publisher.publish, declare)
+            entrance = self._names.retry(service)
+            self._suspects[service] = Suspects(self._consuming, stream, entrance, self._publisher.publish, declare)
         return self._suspects[service]
 
     def _start_consuming(self) -> None:
