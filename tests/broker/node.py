@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,12 +17,15 @@ from .install import Programs, programs
 
 
 READY_WITHIN = 60.0
-ADVANCED = """[{rabbit,[
-  {dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000},
-  {ssl_listeners,[{"LISTEN",PORT}]},
-  {ssl_options,[{cacertfile,"TLS/ca.pem"},{certfile,"TLS/broker.pem"},{keyfile,"TLS/broker.key"},
-                {verify,verify_peer},{fail_if_no_peer_cert,true}]}]}].
-"""
+ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
+SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
+
+
+def tls_settings(folder: Path, listen: str) -> str:
+    """Return the broker's settings for TLS as the docs have them, for certificates in a folder."""
+    (block,) = re.findall(r"^```ini\n(.*?)^```$", SECURITY.read_text(), re.MULTILINE | re.DOTALL)
+    settings = block.replace("listeners.tcp = none\n", "").replace("/etc/rabbitmq/tls", str(folder))
+    return settings.replace("= 5671\n", f"= {listen}\n")
 
 
 class Node:
@@ -52,11 +56,12 @@ class Node:
         authority = Authority(self.tls)
         authority.sign("broker")
         authority.sign("client", "client.example")
-        listen = ("::", 5671) if self.programs.image else ("127.0.0.1", self.tls_port)
         seen = self.tls if self.programs.image else Path("/", self.tls.relative_to(self.programs.root))
-        advanced = ADVANCED.replace("LISTEN", listen[0]).replace("PORT", str(listen[1])).replace("TLS", str(seen))
-        (self.folder / "advanced.config").write_text(advanced)
-        (self.folder / "rabbitmq.conf").write_text("log.file.level = info\nlog.console = false\n")
+        listen = "5671" if self.programs.image else f"127.0.0.1:{self.tls_port}"
+        (self.folder / "tls.conf").write_text(tls_settings(seen, listen))
+        (self.folder / "advanced.config").write_text(ADVANCED)
+        logging = "log.file.level = info\nlog.console = false\n"
+        (self.folder / "rabbitmq.conf").write_text(logging + (self.folder / "tls.conf").read_text())
 
     @property
     def erlang_name(self) -> str:
@@ -185,6 +190,7 @@ class Node:
             subprocess.run(["docker", "start", self._container], check=True, capture_output=True, timeout=60)
             return
         config = ["-v", f"{self.folder / 'advanced.config'}:/etc/rabbitmq/advanced.config:ro"]
+        config += ["-v", f"{self.folder / 'tls.conf'}:/etc/rabbitmq/conf.d/90-tls.conf:ro"]
         config += ["-v", f"{self.tls}:{self.tls}:ro"]
         ports = ["-p", f"127.0.0.1:{self.port}:5672", "-p", f"127.0.0.1:{self.tls_port}:5671"]
         command = ["docker", "run", "-d", *ports, *config, self.programs.image]
