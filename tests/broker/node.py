@@ -32,7 +32,7 @@ class Node:
     """A broker of the tests' own. `start` after `stop` or `kill` goes on with the same data.
 
     One that is made `beside` another may join its cluster. At `tls_port` it wants a certificate of whoever connects:
-    `tls` has its own, the authority's, and one for a client.
+    `tls` has its own, the authority's, one for a client, and one that has expired.
     """
 
     def __init__(self, beside: Node | None = None) -> None:
@@ -56,6 +56,7 @@ class Node:
         authority = Authority(self.tls)
         authority.sign("broker")
         authority.sign("client", "client.example")
+        authority.sign("expired", "client.example", expired=True)
         seen = self.tls if self.programs.image else Path("/", self.tls.relative_to(self.programs.root))
         listen = "5671" if self.programs.image else f"127.0.0.1:{self.tls_port}"
         (self.folder / "tls.conf").write_text(tls_settings(seen, listen))

@@ -90,7 +90,9 @@ def verdict(error: BaseException, host: str, *, certified: bool) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[BaseException] = set()
+    while error is not None and error not in seen:  # a library may have raised in circles
+        seen.add(error)
         yield error
         error = error.__cause__ or error.__context__
 

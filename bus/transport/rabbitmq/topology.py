@@ -21,7 +21,6 @@ from aio_pika.exceptions import (
     ChannelClosed,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    ProbableAuthenticationError,
 )
 from pamqp.common import FieldTable
 
@@ -29,7 +28,8 @@ from ...errors import AccessRefused, BusUnavailable, ConfigurationError, Tidegat
 from ...logs import logger
 from .. import Subscription
 from .address import Address
-from .link import LinkRefused
+from .channel import LinkLost
+from .link import Link, LinkRefused
 from .supervisor import FIRST_PATIENCE, PATIENCE
 
 
@@ -170,19 +170,29 @@ async def _connect(addresses: Sequence[Address]) -> AbstractConnection:
         for address in addresses:
             try:
                 return await _connect_to(address, patience)
-            except ProbableAuthenticationError:
-                refused = LinkRefused(f"{address}: the broker refused the login of {address.login!r}")
             except ConfigurationError as error:
                 refused = LinkRefused(str(error))
             except (OSError, EOFError, RuntimeError, AMQPError, UnicodeError) as error:
-                if (wrong := address.verdict(error)) is not None:
-                    refused = LinkRefused(wrong)
                 reasons.append(f"{address}: {error!r}")
+                if not isinstance(error, TimeoutError):
+                    refused = await _refusal(address, patience) or refused
         if refused is not None:
             raise refused
         if patience == PATIENCE:
             raise ConnectionError("; ".join(reasons[-len(addresses) :]))
         patience = PATIENCE
+
+
+async def _refusal(address: Address, patience: float) -> LinkRefused | None:
+    """Return what our own link is refused for: it tells a definite no from a host that is in trouble."""
+    try:
+        link = await Link.connect(address, timeout=patience)
+    except LinkRefused as refused:
+        return refused
+    except LinkLost:
+        return None
+    await link.aclose()
+    return None
 
 
 async def _connect_to(address: Address, patience: float) -> AbstractConnection:
