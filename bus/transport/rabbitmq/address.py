@@ -65,7 +65,11 @@ def addresses(settings: Settings) -> tuple[Address, ...]:
     url = _taken_apart(settings)
     if url.rest or "@" in url.path + url.query:
         raise ConfigurationError(f"BUS_URL: it goes on after its host in a way that cannot be read; {SHAPE}")
-    tls = _files(settings, url.scheme)
+    tls, places, heartbeat = _files(settings, url.scheme), url.places(), url.heartbeat()
+    if places is None:
+        raise ConfigurationError(f"BUS_URL: a port is no number of 1 to 65535; {SHAPE}")
+    if heartbeat is None:
+        raise ConfigurationError("BUS_URL: its one option is ?heartbeat=seconds, from 1 to 600")
     found = tuple(
         Address(
             host=host,
@@ -75,9 +79,9 @@ def addresses(settings: Settings) -> tuple[Address, ...]:
             password=unquote(url.user.partition(":")[2]) or "guest",
             password_file=settings.password_file,
             tls=tls,
-            heartbeat=_heartbeat(url.query),
+            heartbeat=heartbeat,
         )
-        for host, port in (_host(text, PORTS[url.scheme]) for text in url.hosts.split(","))
+        for host, port in places
     )
     found[0].secret()
     found[0].context()
@@ -86,7 +90,7 @@ def addresses(settings: Settings) -> tuple[Address, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A URL taken apart; tracebacks may show it."""
+    """A URL taken apart. A traceback that shows locals may show it, so none of its methods raises."""
 
     scheme: str
     user: str = field(repr=False)
@@ -94,6 +98,23 @@ class Parts:
     path: str = field(repr=False)
     query: str = field(repr=False)
     rest: str = field(repr=False)
+
+    def places(self) -> list[tuple[str, int]] | None:
+        """Return host and port of each host; None where one has no port that is a number."""
+        try:
+            parts = [urlsplit(f"//{text}") for text in self.hosts.split(",")]
+            return [(part.hostname or "localhost", part.port or PORTS[self.scheme]) for part in parts]
+        except ValueError:
+            return None
+
+    def heartbeat(self) -> float | None:
+        """Return the seconds; None where they are no number of 1 to 600, or something else was asked for."""
+        try:
+            given = dict(parse_qsl(self.query, keep_blank_values=True, strict_parsing=bool(self.query)))
+            seconds = float(given.pop("heartbeat", HEARTBEAT))
+        except ValueError:
+            return None
+        return seconds if not given and 1 <= seconds <= 600 else None
 
 
 def _taken_apart(settings: Settings) -> Parts:
@@ -103,26 +124,6 @@ def _taken_apart(settings: Settings) -> Parts:
         raise ConfigurationError(f"BUS_URL: it cannot be read; {SHAPE}") from None
     user, _, hosts = authority.rpartition("@")
     return Parts(scheme, user, hosts, path, query, rest)
-
-
-def _host(text: str, port: int) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{text}")
-        return parts.hostname or "localhost", parts.port or port
-    except ValueError:
-        raise ConfigurationError(f"BUS_URL: a port is no number of 1 to 65535; {SHAPE}") from None
-
-
-def _heartbeat(query: str) -> float:
-    wrong = ConfigurationError("BUS_URL: its one option is ?heartbeat=seconds, from 1 to 600")
-    try:
-        given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-        seconds = float(given.pop("heartbeat", HEARTBEAT))
-    except ValueError:
-        raise wrong from None
-    if given or not 1 <= seconds <= 600:
-        raise wrong
-    return seconds
 
 
 def _content(file: Path) -> str:
