@@ -18,6 +18,7 @@ from bus import (
     Fate,
     Message,
     PublishRefused,
+    Queue,
     Reject,
     Release,
     RetryAfter,
@@ -37,7 +38,7 @@ from bus.transport.rabbitmq.supervisor import Backoff
 from tests.broker.fixtures import Shared
 from tests.broker.proxy import Proxy
 
-from .roles import limited, rights, user
+from .roles import Rights, limited, rights, user
 from .stage import WITHIN, Log, Placed, Shipped, Stage, staged
 
 
@@ -122,6 +123,52 @@ async def test_s1_a_worker_that_may_declare_nothing_does_everything_and_says_not
                 await admin.transport.dead_letters.replay(letter)
                 await admin.letters("inventory")
         assert not [entry for entry in logs if entry["log_level"] in ("warning", "error") and "attempt" not in entry]
+
+
+async def test_s1_a_worker_that_declares_by_itself_needs_nobody(broker: Shared, vhost_name: str) -> None:
+    done: Log[str] = Log()
+    service = inventory(done)
+    mine = await user(broker.node, vhost_name, "inventory_owner")
+    async with staged("rabbitmq", mine) as stage:
+        await stage.declare(service)
+        await doubted(stage, service)
+        with structlog.testing.capture_logs() as logs:
+            async with stage.hosting(service):
+                await done.holds(lambda seen: set(seen) >= DAY, "a whole day")
+        assert not [entry for entry in logs if entry["event"] in ("suspects run unmarked", "settling waits")]
+    for forbidden in (
+        commands.Queue.Declare(queue="other.work", durable=True),
+        commands.Basic.Consume(queue="other.work"),
+        written("", "other.work"),
+    ):
+        await is_forbidden(mine, forbidden)
+
+
+async def test_s1_what_goes_beyond_a_role_needs_the_right_that_the_page_names(
+    rabbitmq: Stage, broker: Shared, vhost_name: str
+) -> None:
+    log: Log[str] = Log()
+    service = Service("inventory")
+
+    @service.on(Queue("updates"))
+    async def work(message: Message) -> None:
+        log.append(message.body.decode())
+
+    await apply(rabbitmq, service)
+    link = await Link.connect(addresses(rabbitmq.settings)[0])
+    await (await link.channel()).rpc(commands.Queue.Declare(queue="updates", durable=True))
+    await link.aclose()
+    worker = rights("inventory_worker")
+    reading = replace(worker, read=worker.read.replace("^(", "^(updates|"))
+    mine = await limited(broker.node, vhost_name, f"worker-{vhost_name}", reading)
+    sending = Rights("^$", r"^amq\.default$", "^$")
+    later = Rights("^$", r"^(delay\.[0-9]+|updates)$", r"^delay\.return$")
+    async with staged("rabbitmq", mine) as stage, stage.hosting(service):
+        for allowed, delay in ((sending, 0), (later, 0.1)):
+            url = await limited(broker.node, vhost_name, f"sender-{vhost_name}", allowed)
+            async with staged("rabbitmq", url) as sender:
+                await sender.bus.publish(Placed(), to="updates", delay=delay)
+        await log.reaches(2)
 
 
 async def test_s1_a_worker_needs_each_of_its_rights_and_says_which_one_it_lacks(
