@@ -55,6 +55,8 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        # whoever connects may have left before it came to anything
+        self._opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())
         self._buffer = b""
         self._out: list[bytes] = []
         self._out_bytes = 0
