@@ -331,6 +331,7 @@ async def test_s1_topic_permissions_hold_a_publisher_to_some_types_and_refuse_no
     async def work(message: Message) -> None:
         log.append(message.type)
 
+    await rabbitmq.declare(service)
     mine = await user(broker.node, vhost_name, "order_publisher")
     async with rabbitmq.hosting(service), staged("rabbitmq", mine) as stage:
         results = await asyncio.gather(

@@ -293,7 +293,7 @@ class Link(asyncio.Protocol):
                 self.flush()
                 self._closed_by_broker(command.reply_code or 0, command.reply_text or "")
             case commands.Connection.CloseOk():
-                self._fail(LinkLost("closed"))
+                self._fail(LinkLost("closed"), abort=True)  # all is said; a goodbye of TLS would outlive the loop
             case commands.Connection.Blocked():
                 self.blocked = (
                     f"{self._address}: the broker takes no publishes now: {command.reason or 'it says not why'}"
