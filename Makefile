@@ -22,10 +22,11 @@ bench: .venv-bench/.done ## this project, raw aio-pika and FastStream in one run
 lock: ## make the lock files anew from pyproject.toml (needs uv)
 	uv lock --quiet
 	uv export --quiet --frozen --group dev --no-emit-project --no-header --no-annotate -o requirements.lock
+	uv export --quiet --frozen --no-default-groups --no-emit-project --no-header --no-annotate -o deploy/requirements.lock
 	uv export --quiet --frozen --group bench --no-default-groups --no-emit-project --no-header --no-annotate -o benchmarks/requirements.lock
 
 clean:
-	rm -rf .venv .venv-bench .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench tests/languages/node_modules .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.done: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make run PYTHON=python3.12"; exit 2; }

@@ -2,12 +2,13 @@
 
 How the library is laid out, in the order of one event's journey:
 
-    event.py      typed events and their registry          client.py     Bus: publish; connect()
+    event.py      typed events and their registry          client.py     Bus: publish, request; connect()
     message.py    an event on the wire                     transport/    the seam to a broker: memory, rabbitmq
     service.py    services and handlers, as declared       worker.py     hosts services: start, drain, release
     delivery.py   decode, call, judge, settle              failure.py    what an exception becomes
     outcome.py    Ack, Retry, DeadLetter, Release          retry.py      policies
     ordered.py    handlers that keep the order of a key    lanes.py      what they hold, a lane for each key
+    replies.py    the requests that wait                   answers.py    what of an outcome answers a request
     app.py        App: wiring                              testing/      Tester: the same code on virtual time
 """
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
         PublishError,
         PublishRefused,
         Reject,
+        RequestFailed,
+        RequestTimeout,
         RetryAfter,
         TidegateError,
         TopologyMismatch,
@@ -76,6 +79,8 @@ __all__ = [
     "Queue",
     "Reject",
     "Release",
+    "RequestFailed",
+    "RequestTimeout",
     "Retry",
     "RetryAfter",
     "Seconds",
@@ -100,7 +105,7 @@ _HOMES: Final = {
     "clock": "Seconds",
     "context": "Context",
     "errors": "AccessRefused BusUnavailable ConfigurationError Fate MessageTooLarge PublishError PublishRefused Reject "
-    "RetryAfter TidegateError TopologyMismatch Undecodable Unroutable",
+    "RequestFailed RequestTimeout RetryAfter TidegateError TopologyMismatch Undecodable Unroutable",
     "event": "Data Event Events",
     "message": "Message",
     "middleware.breaker": "breaker",

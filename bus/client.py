@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from . import settings as environment
-from .clock import Seconds
+from .clock import Seconds, span
 from .context import until
-from .errors import ConfigurationError
-from .event import Event
+from .errors import ConfigurationError, RequestFailed, RequestTimeout, Undecodable, UnknownVersion
+from .event import Event, decode, type_of
 from .message import Ids, Message, Outgoing, check_address, check_id, wrap
 from .settings import Settings
 from .transport import Transport
@@ -21,6 +21,9 @@ from .transport import Transport
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
+
+
+A = TypeVar("A", bound=Event)
 
 
 class Bus:
@@ -62,6 +65,37 @@ class Bus:
         await self._transport.publish([Outgoing(message, wait, required, to) for message in messages])
         return [message.id for message in messages]
 
+    async def request(self, event: Event, reply: type[A], *, timeout: Seconds) -> A:
+        """Publish an event and return the first event of the class `reply` that a handler publishes because of it.
+
+        `timeout` is in seconds or a timedelta, and bounds everything: the wait for a connection, too. The event is
+        published as any other, and reaches every subscription; what a handler returns is an answer.
+
+        Raises Unroutable where nobody subscribes to it; RequestFailed at once when a handler gives up that could have
+        answered, or when the answer cannot be read; RequestTimeout when no answer comes; BusUnavailable where it was
+        not stored in time, or when the connection is lost while it waits. Only Unroutable and PublishRefused say that
+        no handler runs. MessageTooLarge comes before anything is sent.
+        """
+        within = span(timeout).total_seconds()
+        if within <= 0:
+            raise ConfigurationError(f"request: a timeout of {timeout} leaves no time for an answer")
+        wants = type_of(reply)
+        message = replace(self.message(event), wants=wants)
+        try:
+            answer = await self._transport.request(message, timeout=within)
+        except TimeoutError:
+            raise RequestTimeout(message.id, message.type, wants, within) from None
+        try:
+            return decode(reply, answer.body, answer.version)
+        except Undecodable as error:
+            reason = "unknown-version" if isinstance(error, UnknownVersion) else "undecodable"
+            raise RequestFailed(answer.source or "a plain client", reason, type(error).__name__, str(error)) from error
+
+    @property
+    def dropped_replies(self) -> int:
+        """How many replies came for which nobody waited: too late, not the first, or a stranger's."""
+        return self._transport.replies.dropped
+
     def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
         """Return the event as the message that `publish` would send; raises MessageTooLarge."""
         limit = self._settings.max_message_bytes
@@ -89,8 +123,7 @@ class SyncBus:
         headers: Mapping[str, str] | None = None,
     ) -> list[str]:
         """Store events safely and return their ids; as `Bus.publish`, and blocking."""
-        if self._pid != os.getpid():
-            raise ConfigurationError("this bus was connected before a fork; call connect_sync() in the child process")
+        self._check_process()
 
         async def publish() -> list[str]:
             return await self._bus.publish(
@@ -98,6 +131,19 @@ class SyncBus:
             )
 
         return self._portal.call(publish)
+
+    def request(self, event: Event, reply: type[A], *, timeout: Seconds) -> A:
+        """Publish an event and return the first event of the class `reply` that it causes; as `Bus.request`."""
+        self._check_process()
+
+        async def request() -> A:
+            return await self._bus.request(event, reply, timeout=timeout)
+
+        return self._portal.call(request)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ConfigurationError("this bus was connected before a fork; call connect_sync() in the child process")
 
 
 @asynccontextmanager
@@ -109,9 +155,7 @@ async def connect(
     Returns at once; publishing waits for the connection. `source` names the publisher in each event (CloudEvents'
     `source`). Raises ConfigurationError where there is no URL, or one of no bus: never a silent memory bus.
     """
-    chosen = settings or environment.read()
-    if url is not None:
-        chosen = replace(chosen, url=url)
+    chosen, url = _chosen(url, settings), None
     if not chosen.url:
         raise ConfigurationError(
             "connect(): there is no bus to connect to. Set BUS_URL, such as amqp://guest:guest@localhost/, or pass one."
@@ -127,16 +171,23 @@ def connect_sync(
     """Connect from code that is not async: `with connect_sync() as bus: bus.publish(…)`. Thread-safe."""
     from anyio.from_thread import start_blocking_portal
 
+    chosen, url = _chosen(url, settings), None
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(connect(url, source=source, settings=settings)) as bus,
+        portal.wrap_async_context_manager(connect(source=source, settings=chosen)) as bus,
     ):
         yield SyncBus(bus, portal)
 
 
+def _chosen(url: str | None, settings: Settings | None) -> Settings:
+    """Return the settings with this URL; no frame keeps it, for tracebacks that show locals would show its password."""
+    chosen = settings or environment.read()
+    return chosen if url is None else replace(chosen, url=url)
+
+
 def transport(settings: Settings) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of the settings' URL; the only place that picks one."""
-    scheme = settings.url.partition("://")[0].lower() if "://" in settings.url else ""
+    scheme = settings.scheme
     if scheme == "memory":
         from .transport.memory import MemoryTransport
 

@@ -19,13 +19,14 @@ import anyio
 import anyio.to_thread
 
 from . import clock
+from .answers import answered, told
 from .context import Context
 from .deadline import Deadline
 from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
-from .message import Message
+from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Resources
 from .service import Handler, Middleware, Process
@@ -91,6 +92,8 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         if (given_up := _hopeless(handler, delivery, settings) or unasked(delivery)) is not None:
             return given_up
         try:
+            if message.problems and handler.events:
+                _refuse_unopened(message)
             given = decode_known(known, message.type, message.body, message.version) if handler.events else message
         except Undecodable as error:
             return unreadable(handler, delivery, error, settings.deploy_grace)
@@ -103,7 +106,7 @@ def running(handler: Handler, runtime: Runtime) -> Process:
             first_failed_at=delivery.first_failed_at,
         )
         try:
-            context.publish(*_events(await call(given, context)))
+            returned = context.publish(*_events(await call(given, context)))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
@@ -115,9 +118,17 @@ def running(handler: Handler, runtime: Runtime) -> Process:
         except BaseException as error:
             # sys.exit() and the panics of extensions are failures like any other
             return judge(handler, delivery, error, random)
-        return Ack(context.outgoing)
+        if message.reply_to is None:
+            return Ack(context.outgoing)
+        return answered(message, context.outgoing, len(returned))
 
     return run
+
+
+def _refuse_unopened(message: Message) -> None:
+    # around an event that could not be taken out, fields may fit all the same
+    if message.content_type.lower().startswith(STRUCTURED):
+        raise Undecodable("the body is in structured mode, and its event cannot be read")
 
 
 def calling(handler: Handler, runtime: Runtime) -> Call:
@@ -204,7 +215,7 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
             slots.give()
         lost: Outcome | None = outcome
         try:
-            outcome = await _carry_out(handler, delivery, outcome, random)
+            outcome = await _carry_out(handler, delivery, outcome, runtime)
             lost = None
         except DeliveryLost:
             return Release()
@@ -242,12 +253,12 @@ def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
     return outcome
 
 
-async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, random: Random) -> Outcome:
+async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime) -> Outcome:
     try:
-        await delivery.settle(outcome)
+        await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     except Unroutable as error:
-        outcome = judge(handler, delivery, error, random)
-        await delivery.settle(outcome)
+        outcome = judge(handler, delivery, error, runtime.random)
+        await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     return outcome
 
 

@@ -34,6 +34,9 @@ class Unasked(TidegateError):
 def unreadable(handler: Handler, delivery: Delivery, error: Undecodable, grace: float) -> Outcome:
     """Return what a body that cannot be decoded comes to: at once a dead letter, unless a deploy may explain it."""
     if not isinstance(error, UnknownType | UnknownVersion):
+        if delivery.message.problems:
+            # what was wrong with its headers may be why
+            error = Undecodable(str(error), delivery.message.problems)
         return dead(handler, delivery, "undecodable", error, runs=0)
     if (wait := waiting(handler, delivery, error, grace)) is not None:
         return wait

@@ -11,6 +11,8 @@ TidegateError
 │   ├── Unroutable          required=True, and no queue wanted the message
 │   ├── PublishRefused      the broker said no
 │   └── BusUnavailable      no connection, or no confirm, within the publish timeout
+├── RequestFailed           the handler of a request gave up, or what came as its answer cannot be read
+├── RequestTimeout          a request was stored, and no answer came within its timeout
 ├── MessageTooLarge         the body is over `BUS_MAX_MESSAGE_BYTES`, or the headers are over 32 KiB
 ├── AccessRefused           login, virtual host or permission refused
 ├── DeliveryLost            the connection of a delivery is gone: the message comes again
@@ -96,6 +98,37 @@ class PublishRefused(PublishError):
 
 class BusUnavailable(PublishError):
     """No connection to the broker, or no confirm from it, within the publish timeout."""
+
+
+class RequestFailed(TidegateError):
+    """No answer will come: the handler of a request gave up, or what it answered cannot be read.
+
+    `reason` is the dead letter's (`rejected`, `exhausted`, …), or `undecodable` or `unknown-version` where it is the
+    answer that cannot be read. `handler` is who gave up or answered, `error_type` and `error` say over what. A request
+    that was given up on is among the dead letters of that handler's service.
+    """
+
+    def __init__(self, handler: str, reason: str, error_type: str, error: str) -> None:
+        super().__init__(f"{handler}: {reason}: {error_type}: {error}")
+        self.handler = handler
+        self.reason = reason
+        self.error_type = error_type
+        self.error = error
+
+
+class RequestTimeout(TidegateError, TimeoutError):
+    """A request was stored, and no answer came within its timeout. `id` is the request's.
+
+    It is not taken back: it is handled yet, or was, and an answer that comes later is dropped and counted. Give it more
+    time than the handler needs, its retries included, or look for the handler: it may be stopped, or behind.
+    """
+
+    def __init__(self, id: str, type: str, wants: str, seconds: float) -> None:
+        super().__init__(
+            f"{type} {id}: stored, but no {wants} came within {seconds:g} s. It may be handled yet; give it more time, "
+            "or see whether its handler runs."
+        )
+        self.id = id
 
 
 class MessageTooLarge(TidegateError):

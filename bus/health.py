@@ -21,7 +21,7 @@ import h11
 from .errors import ConfigurationError
 from .middleware import breaker
 from .settings import address
-from .worker import PAUSED, Worker
+from .worker import MOVING, PAUSED, Worker
 
 
 MOST_CONNECTIONS: Final = 64
@@ -104,6 +104,8 @@ class Health:
             return {"state": "not consuming", "why": refused} | counts
         if consumer is None:
             return {"state": "not consuming", "why": "the worker starts, or waits for the broker"} | counts
+        if MOVING in flow.held:
+            return {"state": "moving", "why": "its queue is moved to other arguments"} | counts
         if not consumer.consuming:
             return {"state": "not consuming", "why": "no connection to the broker, or no queue there"} | counts
         if PAUSED in flow.held:

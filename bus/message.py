@@ -44,6 +44,10 @@ ROUTED: Final = "tidegate-routed"
 """That the topic exchange sent it to this handler by its routing key; on retry copies only."""
 MADE_ID: Final = "tidegate-id"
 """The id that was made up for a message that came without one; on copies."""
+WANTS: Final = "tidegate-wants"
+"""The type of the event that a requester waits for; on its request, and on what handlers publish because of it."""
+REPLY_TO: Final = "tidegate-reply-to"
+"""Where the requester waits, on what handlers publish because of its request; the request has it as a property."""
 ORIGINAL_PREFIX: Final = "tidegate-original-"
 """Properties and `x-` headers of the original that would change what the broker does with a copy."""
 
@@ -53,6 +57,8 @@ RESERVED_PREFIXES: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", "x-")
 
 DATASCHEMA: Final = "urn:tidegate:{type}:{version}"
 JSON_CONTENT: Final = "application/json"
+STRUCTURED: Final = "application/cloudevents"
+"""What the content types of CloudEvents' structured mode begin with; what could be read of it has its data's own."""
 MOST_PUBLISHED: Final = 32 * 1024
 """Bytes of headers that an event may have: the other half of what a copy carries is for the record of its failure."""
 LONGEST_ID: Final = 255
@@ -64,7 +70,10 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """An event on the wire. `body` is what was published, byte for byte; `headers` are the application's own."""
+    """An event on the wire. `body` is what was published, byte for byte; `headers` are the application's own.
+
+    Of an event in structured mode the body is its data; extensions of CloudEvents are headers by their bare names.
+    """
 
     id: str
     type: str
@@ -79,6 +88,9 @@ class Message:
     subject: str | None = None
     expires: datetime | None = None
     reply_to: str | None = None
+    """Where an answer is waited for, as it came: an address of the transport's, or whatever a stranger wrote."""
+    wants: str | None = None
+    """The type of the event that a requester of ours waits for; a stranger takes whatever is answered."""
     content_type: str = JSON_CONTENT
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
     id_made_up: bool = False
@@ -159,7 +171,8 @@ def wrap(
     """Return the event as a message; `limit` is the most bytes that its body may have.
 
     With a cause the correlation id, the trace and the hop count go on from it; without one the event is its own
-    correlation id. Raises MessageTooLarge, and ConfigurationError for an event class without a type or a value that
+    correlation id. What a request causes tells where its answer is waited for, up to the answer itself. Raises
+    MessageTooLarge, and ConfigurationError for an event class without a type or a value that
     JSON cannot hold.
     """
     kind, version = _named(event.__class__)
@@ -171,6 +184,7 @@ def wrap(
         ) from error
     if len(body) > limit:
         raise MessageTooLarge(kind, len(body), limit)
+    wants = cause.wants if cause is not None and cause.wants != kind else None
     return Message(
         id=id,
         type=kind,
@@ -181,6 +195,8 @@ def wrap(
         correlation_id=_short(cause.correlation_id or cause.id) if cause else id,
         causation_id=_short(cause.id) if cause else None,
         hops=cause.hops + 1 if cause else 0,
+        reply_to=cause.reply_to if cause is not None and wants is not None else None,
+        wants=wants,
         headers=_with_trace(_checked(headers, kind) if headers else None, cause),
     )
 

@@ -44,9 +44,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The handler is done. What it published is stored before the delivery is acked."""
+    """The handler is done. What it published is stored before the delivery is acked.
+
+    Where the message is a request, `reply` is what of it goes to the requester as well.
+    """
 
     publish: tuple[Outgoing, ...] = ()
+    reply: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,13 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """The handler gave up: the original bytes and the failure record go to the service's dead letters."""
+    """The handler gave up: the original bytes and the failure record go to the service's dead letters.
+
+    Where the message is a request that it could have answered, `reply` tells the requester.
+    """
 
     failure: Failure
+    reply: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)

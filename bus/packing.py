@@ -10,12 +10,15 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
-from .message import JSON_CONTENT, Message, derived_id
+from .message import JSON_CONTENT, STRUCTURED, Message, derived_id
 from .outcome import Failure, Letter, Reason
 
 
 FORMAT: Final = 1
-PLAIN: Final = ("id", "type", "source", "correlation_id", "causation_id", "key", "subject", "reply_to", "content_type")
+PLAIN: Final = (
+    *("id", "type", "source", "correlation_id", "causation_id", "key", "subject", "reply_to", "wants"),
+    "content_type",
+)
 TIMES: Final = ("time", "expires")
 NUMBERS: Final = ("version", "hops", "header_bytes")
 TEXTS_OF_FAILURE: Final = ("service", "handler", "reason", "error_type", "error", "traceback", "worker")
@@ -45,7 +48,7 @@ def edited(letter: Letter, body: bytes) -> Message:
     duplicates, and no edit is taken for the message that failed.
     """
     old = letter.message
-    structured = old.content_type.startswith("application/cloudevents")
+    structured = old.content_type.startswith(STRUCTURED)
     return replace(
         old,
         id=derived_id(old.id, f"{letter.service}.{letter.handler}", 0, blake2b(body, digest_size=16).hexdigest()),

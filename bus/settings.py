@@ -92,6 +92,12 @@ class Settings:
     key_file: Path | None = field(default=None, metadata={"read": Path})
     password_file: Path | None = field(default=None, metadata={"read": Path})
 
+    @property
+    def scheme(self) -> str:
+        """The part of `url` that names the transport, in lower case; "" where there is none."""
+        scheme = self.url.partition("://")[0].lower() if "://" in self.url else ""
+        return scheme if scheme.isalnum() else ""
+
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
     """Return the settings of the environment; raise ConfigurationError that lists every value that is wrong."""

@@ -12,8 +12,9 @@ from typing import Any, Final
 import anyio
 
 from .delivery import Runtime, build
-from .errors import AccessRefused, ConfigurationError
+from .errors import AccessRefused, ConfigurationError, TopologyMismatch
 from .event import Events
+from .failure import worker_name
 from .flow import Flow
 from .logs import logger
 from .ordered import OrderedSubscriber
@@ -23,10 +24,11 @@ from .resources import Key, Resources
 from .service import Handler, Middleware, Service
 from .settings import Settings
 from .subscriber import Gate, Subscriber, prefetch
-from .transport import Consumer, Transport
+from .transport import Consumer, Subscription, Transport
 
 
 PAUSED: Final = "paused"
+MOVING: Final = "moving"
 
 
 class Worker:
@@ -62,6 +64,7 @@ class Worker:
         self._provided = dict(provided or {})
         self._random = random or Random()
         self._turn = asyncio.Lock()
+        self._useless = asyncio.Event()
         self._logger = logger()
         self.flows = {handler.subscription_name: Flow() for service in services for handler in service.handlers}
         self.consumers: dict[str, Consumer] = {}
@@ -113,13 +116,48 @@ class Worker:
                 await self._transport.declare(subscriptions)
             if stop.is_set():
                 return
-            consuming = Countdown((subscription.name for subscription in subscriptions), started)
-            async with asyncio.TaskGroup() as tasks:
+            async with self._noting(subscriptions, started) as consuming, asyncio.TaskGroup() as tasks:
                 for service, resources in zip(self._services, opened, strict=True):
                     tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
 
+    @asynccontextmanager
+    async def _noting(
+        self, subscriptions: Sequence[Subscription], started: Callable[[], None]
+    ) -> AsyncIterator[Countdown]:
+        """Note what was declared beside the consuming, once that has begun, for as long as it lasts."""
+        begun = asyncio.Event()
+
+        def all_consume() -> None:
+            begun.set()
+            started()
+
+        async def note() -> None:
+            await begun.wait()
+            for queue in await self._transport.topology.note(self._app, worker_name(), subscriptions):
+                told = "no handler has this queue: `python app.py topology prune` removes it where it is left over"
+                self._logger.warning("queue without a handler", queue=queue.name, messages=queue.messages, told=told)
+
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(note(), name="note the topology")]
+            beside += [tasks.create_task(self._stand_aside(each)) for each in subscriptions]
+            try:
+                yield Countdown((subscription.name for subscription in subscriptions), all_consume)
+            finally:
+                for task in beside:
+                    task.cancel()
+
+    async def _stand_aside(self, subscription: Subscription) -> None:
+        """Let nothing of a handler begin while its queue is moved to other arguments."""
+        flow = self.flows[subscription.name]
+        async for moving in self._transport.topology.moving(subscription):
+            if moving:
+                flow.hold(MOVING)
+            else:
+                flow.release(MOVING)
+
     def _ended(self) -> None:
         self.refused.clear()
+        self._useless.clear()
         for flow in self.flows.values():
             flow.end()
 
@@ -159,19 +197,36 @@ class Worker:
         self, subscriber: Subscriber | OrderedSubscriber, stop: asyncio.Event, consuming: Countdown
     ) -> None:
         handler, name = subscriber.handler, subscriber.handler.subscription_name
+        subscription, mismatch = handler.subscription(self._events), False
         try:
-            subscription = handler.subscription(self._events)
             async with self._transport.consume(subscription, limit=subscriber.limit) as consumer:
                 self.consumers[name] = consumer
+                self.refused.pop(name, None)
                 consuming.cross_out(name)
                 await subscriber.run(consumer, stop)
         except* (ConfigurationError, AccessRefused) as refused:
             # one queue that cannot be consumed stops its own handler only
-            self.refused[name] = str(first_leaf(refused))
+            error = first_leaf(refused)
+            mismatch, self.refused[name] = isinstance(error, TopologyMismatch), str(error)
             consuming.cross_out(name)
             self._logger.error("handler stopped", handler=name, error=self.refused[name])
         finally:
             self.consumers.pop(name, None)
+        if not self.consuming:
+            self._useless.set()
+        if mismatch and await self._moved(subscription, stop):
+            await self._subscribe(subscriber, stop, consuming)
+
+    async def _moved(self, subscription: Subscription, stop: asyncio.Event) -> bool:
+        """Wait until a queue with other arguments was moved, and tell whether it was; not where no handler goes on."""
+        async with _until(stop), _until(self._useless):
+            seen = False
+            async for moving in self._transport.topology.moving(subscription):
+                if seen and not moving:
+                    await self._transport.declare([subscription])
+                    return True
+                seen = True
+        return False
 
 
 class Countdown:

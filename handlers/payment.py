@@ -46,7 +46,7 @@ class PaymentProvider:
 
 
 payment = Service("payment", concurrency=8)
-patient = exponential(attempts=10, first=0.05, factor=2, limit=0.8).retry_on(ProviderDown)
+patient = exponential(attempts=10, first=0.05, factor=2, limit=0.8).retry_on(ProviderDown, TimeoutError)
 
 
 @payment.resource

@@ -16,13 +16,13 @@ LAYERS = (
     {"errors", "clock", "topic", "logs"},
     {"settings", "event", "retry", "deadline", "flow", "pace"},
     {"message"},
-    {"outcome"},
+    {"outcome", "replies", "topology"},
     {"packing"},
     {"transport"},
-    {"transport.memory", "transport.memory_letters", "transport.rabbitmq"},
+    {"transport.memory", "transport.memory_letters", "transport.memory_topology", "transport.rabbitmq"},
     {"context", "resources", "ordering"},
     {"service"},
-    {"middleware", "failure"},
+    {"middleware", "failure", "answers"},
     {"deploys"},
     {"delivery", "client"},
     {"subscriber", "lanes", "ordered"},
@@ -32,7 +32,10 @@ LAYERS = (
     {"cli"},
 )
 """From left to right: a module imports its own layer and those before it."""
-TRANSPORTS_SEE = {"errors", "clock", "topic", "logs", "settings", "event", "message", "outcome", "packing", "transport"}
+TRANSPORTS_SEE = {
+    *("errors", "clock", "topic", "logs", "settings", "event", "message", "outcome", "replies", "packing"),
+    *("topology", "transport"),
+}
 ENTRY = {("app", "cli")}
 """`App.cli()` hands over to the command line: the one import that points right."""
 

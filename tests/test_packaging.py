@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -35,9 +38,30 @@ def test_every_dependency_earns_its_line() -> None:
 
 
 def test_the_lock_has_a_hash_for_everything_and_names_no_host() -> None:
-    for lock in (ROOT / "requirements.lock", ROOT / "benchmarks" / "requirements.lock"):
+    for lock in (ROOT / "requirements.lock", *ROOT.glob("*/requirements.lock")):
         text = lock.read_text()
         pinned = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
         assert pinned
         assert all("==" in line and line.endswith("\\") for line in pinned)
         assert "://" not in text
+
+
+def test_the_lock_of_node_has_a_hash_for_everything_and_names_no_host() -> None:
+    text = (ROOT / "tests" / "languages" / "package-lock.json").read_text()
+    pinned = [package for name, package in json.loads(text)["packages"].items() if name]
+    assert pinned
+    assert all(package["version"] and package["integrity"] for package in pinned)
+    assert "://" not in text
+
+
+def test_the_container_gets_what_the_tests_ran_with_and_nothing_of_development() -> None:
+    everything = (ROOT / "requirements.lock").read_text()
+    runtime = (ROOT / "deploy" / "requirements.lock").read_text()
+    assert set(runtime.splitlines()) < set(everything.splitlines())
+    installed = {line.partition("==")[0] for line in runtime.splitlines() if "==" in line}
+    table = (ROOT / "docs" / "dependencies.md").read_text()
+    named = {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")} - {"package", "---"}
+    assert named <= installed
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    development = {re.split(r"[<>=\[;]", line)[0] for line in project["dependency-groups"]["dev"]}
+    assert installed & development == set()

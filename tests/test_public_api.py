@@ -42,6 +42,8 @@ PUBLIC = [
     "Queue",
     "Reject",
     "Release",
+    "RequestFailed",
+    "RequestTimeout",
     "Retry",
     "RetryAfter",
     "Seconds",
@@ -59,7 +61,7 @@ PUBLIC = [
     "fixed",
     "immediate",
 ]
-TESTING = ["NoVirtualTime", "NotSettled", "Tester", "context"]
+TESTING = ["NoVirtualTime", "NotSettled", "SimulationFailed", "Tester", "context", "simulate"]
 
 
 def test_the_public_names_are_these() -> None:

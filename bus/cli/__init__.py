@@ -10,7 +10,7 @@ import typer
 
 from ..app import App
 from ..errors import ConfigurationError
-from . import dead, publish, run, services
+from . import dead, publish, run, services, topology
 from .binding import bound
 from .errors import explained
 
@@ -20,7 +20,7 @@ OWN: Final[dict[str, Callable[..., Any]]] = {
     "publish": publish.publish,
     "services": services.services,
 }
-GROUPS: Final = {"dead": dead.command_line}
+GROUPS: Final = {"dead": dead.command_line, "topology": topology.command_line}
 
 
 def main(app: App) -> None:

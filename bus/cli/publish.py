@@ -8,7 +8,6 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 import orjson
 import typer
@@ -59,8 +58,8 @@ def publish(
 
 
 def _require_a_bus() -> None:
-    url = environment.read().url
-    if not url or urlsplit(url).scheme == "memory":
+    settings = environment.read()
+    if not settings.url or settings.scheme == "memory":
         raise ConfigurationError(
             "there is no bus to publish to: set BUS_URL, such as amqp://guest:guest@localhost/ "
             "(a memory bus would be gone with this command)"

@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .direct import context
+    from .simulation import SimulationFailed, simulate
     from .tester import NotSettled, Tester
     from .virtual_time import NoVirtualTime
 
 
-__all__ = ["NoVirtualTime", "NotSettled", "Tester", "context"]
+__all__ = ["NoVirtualTime", "NotSettled", "SimulationFailed", "Tester", "context", "simulate"]
 
-_HOMES: Final = {"context": "direct", "NotSettled": "tester", "Tester": "tester", "NoVirtualTime": "virtual_time"}
+_HOMES: Final = {
+    "context": "direct",
+    "NotSettled": "tester",
+    "NoVirtualTime": "virtual_time",
+    "SimulationFailed": "simulation",
+    "Tester": "tester",
+    "simulate": "simulation",
+}
 
 
 def __getattr__(name: str) -> Any:

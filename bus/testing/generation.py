@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import types
-from collections.abc import Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -21,9 +21,13 @@ _CURRENT: Final[ContextVar[Generation | None]] = ContextVar("tidegate generation
 
 
 class Generation:
-    """The tasks of one life of a worker: whatever is created while `_CURRENT` is this one."""
+    """The tasks of one life of a worker: whatever is created while `_CURRENT` is this one.
 
-    def __init__(self) -> None:
+    `at_step` is called before each step of each of them, and may return what the step has to wait for.
+    """
+
+    def __init__(self, at_step: Callable[[], asyncio.Future[None] | None] = lambda: None) -> None:
+        self._at_step = at_step
         self._abandoned = False
         self._driven: dict[asyncio.Task[Any], Coroutine[Any, Any, Any]] = {}
 
@@ -69,10 +73,18 @@ class Generation:
 
     @types.coroutine
     def _resumed(self, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        resume, value = coroutine.send, None
+        resume: Callable[[Any], Any] = coroutine.send
+        value: Any = None
         while True:
-            while self._abandoned:
-                yield from asyncio.get_running_loop().create_future()
+            wait = self._at_step()
+            while self._abandoned or wait is not None:
+                try:
+                    yield from wait or asyncio.get_running_loop().create_future()
+                except asyncio.CancelledError as cancelled:
+                    if self._abandoned:
+                        raise
+                    value, resume = cancelled, coroutine.throw
+                wait = None
             try:
                 awaited = resume(value)
             except StopIteration as stop:

@@ -52,8 +52,9 @@ class Run:
 class Tester(Bus):
     """Runs services in this process: `async with Tester(inventory, resources={Pool: FakePool()}) as bus`.
 
-    The production delivery code runs on the memory transport; the event loop's clock jumps while `settled()` or
-    `advance()` is awaited, so no test waits. `resources` replace the services' own, by the type that they yield.
+    The production delivery code runs on the memory transport; the event loop's clock jumps while `settled()`,
+    `advance()` or `request()` is awaited, so no test waits. `resources` replace the services' own, by the type that
+    they yield; a Bus that they declare, to publish or request by, is this one.
     """
 
     __test__ = False  # pytest would take the name for a class of tests
@@ -69,28 +70,31 @@ class Tester(Bus):
         self.transport = MemoryTransport()
         self.settings = settings or Settings()
         super().__init__(self.transport, self.settings, "/test")
-        self._services = services
-        self._resources = dict(resources or {})
-        self._middleware = tuple(middleware)
+        self.services = services
+        self.resources: dict[Key, Any] = {Bus: self, **(resources or {})}
+        self.middleware = tuple(middleware)
         self._events = named(services)
         self._random = Random(0)
         self._scope = ExitStack()
         self._running: Counter[Handler] = Counter()
         self._runs: list[Run] = []
         self._sent: list[Outgoing] = []
+        self._happened: list[str] = []
         self._generation: Generation | None = None
         self._gone: list[Generation] = []
         self._owner: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._news = asyncio.Event()
         self._stands = False
+        self._log = logging()
+        self._at_step: Callable[[], asyncio.Future[None] | None] = lambda: None
 
     async def __aenter__(self) -> Self:
         self._time = VirtualTime(lambda: self._running.total() > 0)
         self._time.stands = self._clock_stands
         self._scope.enter_context(self._time.installed())
         self._scope.enter_context(generations())
-        self.transport.on_sent = self._sent.append
+        self.transport.on_sent = self._note_sent
         self.transport.on_settled = self._news.set
         try:
             await self._start()
@@ -115,6 +119,14 @@ class Tester(Bus):
         if error is not None:
             error.add_note(self.story())
 
+    async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
+        """Publish an event and return the first event of the class `reply` that it causes; time jumps meanwhile.
+
+        As `Bus.request`: a RequestTimeout comes without a wait.
+        """
+        with self._time.jumping():
+            return await super().request(event, reply, timeout=timeout)
+
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run; time jumps meanwhile.
 
@@ -124,15 +136,13 @@ class Tester(Bus):
         most = len(self._runs) + deliveries
         self._stands = False
         with self._time.jumping(within=span(within).total_seconds()):
-            while left := self._left():
+            # what lost its delivery runs on all the same
+            while (left := self._left()) or self._running.total():
                 self._require_owner()
                 if self._stands or len(self._runs) > most:
                     raise NotSettled(self._not_settled(left, too_many=len(self._runs) > most))
                 self._news.clear()
                 await self._news.wait()
-            # a handler whose outcome is carried out may still be on its way out of the middleware
-            while self._running.total():
-                await asyncio.sleep(0)
 
     async def advance(self, by: Seconds) -> None:
         """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later."""
@@ -151,10 +161,10 @@ class Tester(Bus):
         """
         assert self._generation is not None
         self._generation.abandon()
+        self.transport.crash()
         self._gone.append(self._generation)
         for flow in self.worker.flows.values():
             flow.end()
-        self.transport.crash()
         self._running.clear()
         await self._start()
 
@@ -189,27 +199,29 @@ class Tester(Bus):
         return self.transport.dead_letters.open()
 
     def story(self) -> str:
-        """Return what was published, handled and raised so far, a line each."""
-        lines = [f"published {sent.message.type} {sent.message.body.decode(errors='replace')}" for sent in self._sent]
-        lines += [_told(run) for run in self._runs]
-        most = 40
+        """Return what was published, handled and raised so far, a line each, in its order."""
+        lines, most = self._happened, 40
         cut = [f"… {len(lines) - most} lines before"] if len(lines) > most else []
         return "\n".join(["What happened on the bus:", *(f"  {line}" for line in cut + lines[-most:])])
+
+    def _note_sent(self, sent: Outgoing) -> None:
+        self._sent.append(sent)
+        self._happened.append(f"published {sent.message.type} {sent.message.body.decode(errors='replace')}")
 
     async def _start(self) -> None:
         self.worker = Worker(
             self.transport,
-            self._services,
+            self.services,
             app="test",
             events=self._events,
             settings=self.settings,
-            log=logging(),
-            middleware=(self._watch, *self._middleware),
-            provided=self._resources,
+            log=self._log,
+            middleware=(self._watch, *self.middleware),
+            provided=self.resources,
             random=self._random,
         )
         started = asyncio.Event()
-        self._generation = Generation()
+        self._generation = Generation(self._at_step)
         # one owner enters and leaves the worker's task groups: a fixture's set-up and tear-down are other tasks
         self._owner = self._generation.start(self.worker.run(self._stop, started.set))
         self._owner.add_done_callback(lambda _: started.set())
@@ -224,7 +236,10 @@ class Tester(Bus):
                 outcome = await process(delivery)
             finally:
                 self._running[handler] -= 1
-            self._runs.append(Run(handler, delivery.message, delivery.attempt, outcome))
+                self._news.set()
+            run = Run(handler, delivery.message, delivery.attempt, outcome)
+            self._runs.append(run)
+            self._happened.append(_told(run))
             return outcome
 
         return watched

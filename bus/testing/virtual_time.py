@@ -50,9 +50,7 @@ class VirtualTime:
             )
         self._loop: Any = loop
         self._busy = busy
-        self._asked = 0
-        self._until: float | None = None
-        self._deadline = float("inf")
+        self._askers: list[tuple[float, float]] = []
         self._now = 0.0
         self._jobs = 0
         self._executors: set[concurrent.futures.Executor] = set()
@@ -97,15 +95,16 @@ class VirtualTime:
 
     @contextmanager
     def jumping(self, *, until: float | None = None, within: float = float("inf")) -> Iterator[None]:
-        """Let time jump from timer to timer: up to `until` on the loop's clock, for `within` real seconds at most."""
-        self._asked += 1
-        before = self._until, self._deadline
-        self._until, self._deadline = until, time.monotonic() + within
+        """Let time jump from timer to timer: up to `until` on the loop's clock, for `within` real seconds at most.
+
+        Several may ask at once: it jumps no further than each of them allows.
+        """
+        asker = (math.inf if until is None else until, time.monotonic() + within)
+        self._askers.append(asker)
         try:
             yield
         finally:
-            self._asked -= 1
-            self._until, self._deadline = before
+            self._askers.remove(asker)
 
     def why(self) -> str:
         """Return why the clock stands, in words."""
@@ -141,12 +140,14 @@ class VirtualTime:
 
     def _wait(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
         """Do what the loop's selector does, but skip the wait where time may jump."""
-        if self._asked and time.monotonic() > self._deadline:
+        asked = bool(self._askers)
+        until, deadline = map(min, zip(*self._askers, strict=True)) if asked else (math.inf, math.inf)
+        if time.monotonic() > deadline:
             self.stands()
             return select(0)
         if timeout is not None and timeout <= 0:
             return select(0)
-        if not self._asked:
+        if not asked:
             return self._really(select, timeout)
         # asked before the last look: what ends in between has woken the selector by then
         held = self._busy() and self._outside() is not None
@@ -155,8 +156,8 @@ class VirtualTime:
                 return ready
         if held:
             return self._really(select, BREATH if timeout is None else min(timeout, BREATH))
-        if self._until is not None:
-            timeout = max(min(self._until - self._now, float("inf") if timeout is None else timeout), 0.0)
+        if until < math.inf:
+            timeout = max(min(until - self._now, math.inf if timeout is None else timeout), 0.0)
         if timeout is None:
             self.stands()
             return select(0)

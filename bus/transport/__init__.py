@@ -6,14 +6,17 @@ calls a handler. Everything here runs on one event loop. Whatever may wait can b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, Self
 
+from ..errors import TidegateError
 from ..message import Message, Outgoing
 from ..outcome import Letter, Outcome
+from ..replies import Replies
+from ..topology import Migration, Part, Pruned, Survey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,9 @@ class Delivery(Protocol):
         broker refuses a copy, settling holds the delivery and tries again with backoff. Raises DeliveryLost when the
         delivery's connection is gone: the message comes again. A Release never raises. Raises Unroutable when an
         event that was published as `required` matches no queue: the caller judges that as a failure.
+
+        An outcome's `reply` goes to the message's `reply_to` after the copies and before the ack: once, and nothing
+        waits for it. That an address is garbage, or nobody's any more, or not one to answer to, is no failure.
         """
         ...
 
@@ -184,8 +190,73 @@ class DeadLetters(Protocol):
         ...
 
 
+class Topology(Protocol):
+    """What is declared at the broker, by whom, and what is left over of it: an operator's tool, and the worker's notes.
+
+    `subscriptions` are all those of the app `app`; what another app declared is never left over. Each verb but `note`
+    raises BusUnavailable where the broker does not answer in time, and AccessRefused without the right.
+    """
+
+    async def note(self, app: str, worker: str, subscriptions: Sequence[Subscription]) -> Sequence[Part]:
+        """Note in the broker's record that a worker declared these, unless that stands there already.
+
+        Returns the queues of their services that no handler has, and nobody consumes. Bounded; where it cannot be done
+        that is logged, once.
+        """
+        ...
+
+    async def survey(self, app: str, subscriptions: Sequence[Subscription]) -> Survey:
+        """Return what the code declares, what other versions declared, and what is there of both. Changes nothing."""
+        ...
+
+    async def apply(self, app: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
+        """Declare everything that workers, publishers and this tool need, and note it; consume nothing.
+
+        Returns what is wrong with single parts; the others are declared.
+        """
+        ...
+
+    async def prune(
+        self,
+        app: str,
+        subscriptions: Sequence[Subscription],
+        chosen: Sequence[Part],
+        *,
+        messages: bool = False,
+        consumers: bool = False,
+    ) -> Sequence[Pruned]:
+        """Remove what is chosen, as far as it is left over still, and note that it is gone.
+
+        What has messages or consumers by then stays, unless `messages` or `consumers` says that they do not matter. It
+        may be cut off at any moment, and run again. Raises LookupError where somebody else changes the topology.
+        """
+        ...
+
+    async def migration(self, app: str, subscription: Subscription) -> Migration:
+        """Return what `migrate` would do. Changes nothing. Raises LookupError where there is nothing to do."""
+        ...
+
+    async def migrate(self, app: str, subscription: Subscription, tell: Callable[[str, int], None]) -> int:
+        """Move a subscription to the arguments that the code declares; return how many messages were moved.
+
+        `tell` is called at each step, and with the number of messages while they are moved. It may be cut off at any
+        moment, and run again: nothing is lost, and what was under way then comes twice. Raises LookupError where there
+        is nothing to do, where somebody else changes the topology, and where a worker does not leave the queue.
+        """
+        ...
+
+    def moving(self, subscription: Subscription) -> AsyncIterator[bool]:
+        """Yield whether a subscription is being migrated, now and whenever that changes: nothing of it may begin."""
+        ...
+
+
 class Transport(Protocol):
     """A way to a broker."""
+
+    @property
+    def topology(self) -> Topology:
+        """What is declared at this broker."""
+        ...
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -205,6 +276,21 @@ class Transport(Protocol):
 
         Waits for the connection up to the publish timeout. Raises PublishError (Unroutable, PublishRefused,
         BusUnavailable) with the fate of each id. A cancelled publish may have been stored.
+        """
+        ...
+
+    @property
+    def replies(self) -> Replies:
+        """The requests of this transport that wait for their replies."""
+        ...
+
+    async def request(self, message: Message, *, timeout: float) -> Message:
+        """Publish a request as `required`, with an address at which replies reach `replies`; return the first.
+
+        Waits for a connection within the timeout. Raises Unroutable and PublishRefused as `publish` does, and what
+        `replies` makes of the reply; BusUnavailable where it was not stored in time, or when the connection on which
+        the reply would come is lost: it is not sent again, as a handler may have run. Raises TimeoutError where it
+        was stored and no reply came. When it is cancelled nothing is left of it here, and it may be handled yet.
         """
         ...
 

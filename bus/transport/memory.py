@@ -17,13 +17,17 @@ from typing import Final, Self, assert_never
 from ..errors import DeliveryLost, Fate, Unroutable
 from ..message import Message, Outgoing
 from ..outcome import Ack, DeadLetter, Outcome, Release, Retry
+from ..replies import Replies
 from ..topic import matches_any
 from . import Subscription
 from .memory_letters import MemoryDeadLetters
+from .memory_topology import MemoryTopology
 
 
 SUSPECT: Final = 2
 """A message that came back so often without an outcome may be what kills workers."""
+HERE: Final = "memory"
+"""The address of whoever waits for a reply in this process."""
 BEHIND: Final = 10
 """The same, for an ordered queue's messages behind the first."""
 
@@ -257,6 +261,7 @@ class MemoryTransport:
         self.on_sent: Callable[[Outgoing], None] = lambda _: None
         self.on_settled: Callable[[], None] = lambda: None
         self.queues: dict[str, MemoryQueue] = {}
+        self.replies = Replies()
         self._dead_letters = MemoryDeadLetters(self.publish)
         self._positions = 0
         self._begun: Counter[int] = Counter()
@@ -266,6 +271,11 @@ class MemoryTransport:
     def dead_letters(self) -> MemoryDeadLetters:
         """The dead letters of every service."""
         return self._dead_letters
+
+    @property
+    def topology(self) -> MemoryTopology:
+        """What is declared, as the code has it."""
+        return MemoryTopology()
 
     def waiting(self) -> dict[str, int]:
         """Return what is not settled yet, in words and numbers; a paused handler's backlog does not count."""
@@ -287,6 +297,13 @@ class MemoryTransport:
         for outgoing in messages:
             self._send(outgoing)
 
+    async def request(self, message: Message, *, timeout: float) -> Message:
+        """Store a request, and return the first reply to it."""
+        with self.replies.expected(message) as reply:
+            await self.publish([Outgoing(replace(message, reply_to=HERE), required=True)])
+            async with asyncio.timeout(timeout):
+                return await reply
+
     @asynccontextmanager
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[MemoryConsumer]:
         """Take deliveries of a subscription, in turns with its other consumers."""
@@ -300,7 +317,8 @@ class MemoryTransport:
                 consumer.leave()
 
     async def aclose(self) -> None:
-        """Forget what is delayed."""
+        """Forget what is delayed, and who waits for a reply."""
+        self.replies.lost("the bus was closed")
         for timer in self._delayed.values():
             timer.cancel()
         self._delayed.clear()
@@ -328,6 +346,7 @@ class MemoryTransport:
                 self._check_routes(published)
                 for outgoing in published:
                     self._send(outgoing)
+                self._reply(stored.message, outcome.reply)
             case Retry(delay=delay):
                 again = replace(
                     stored,
@@ -336,13 +355,18 @@ class MemoryTransport:
                     waits_since=outcome.waits_since,
                     redelivered=0,
                 )
-                self._later(delay, lambda: queue.put(replace(again, position=self._position())))
+                self._later(delay, lambda: self._put(queue, replace(again, position=self._position())))
             case DeadLetter():
                 self._dead_letters.add(stored.message, outcome)
+                self._reply(stored.message, outcome.reply)
             case Release():
                 pass
             case _:
                 assert_never(outcome)
+
+    def _reply(self, request: Message, reply: Message | None) -> None:
+        if reply is not None and request.reply_to == HERE:
+            self.replies.arrived(reply)
 
     def _queue(self, subscription: Subscription) -> MemoryQueue:
         queue = self.queues.setdefault(subscription.name, MemoryQueue(subscription))
@@ -367,13 +391,15 @@ class MemoryTransport:
 
     def _send(self, outgoing: Outgoing) -> None:
         self.on_sent(outgoing)
+        self._later(outgoing.delay, lambda: self._route(outgoing))
 
-        def route() -> None:
-            by = outgoing.message.type if outgoing.address is None else None
-            for queue in self._routes(outgoing):
-                queue.put(Stored(outgoing.message, self._position(), routed_by=by))
+    def _route(self, outgoing: Outgoing) -> None:
+        by = outgoing.message.type if outgoing.address is None else None
+        for queue in self._routes(outgoing):
+            self._put(queue, Stored(outgoing.message, self._position(), routed_by=by))
 
-        self._later(outgoing.delay, route)
+    def _put(self, queue: MemoryQueue, stored: Stored) -> None:
+        queue.put(stored)
 
     def _later(self, delay: timedelta, action: Callable[[], None]) -> None:
         if delay <= timedelta():

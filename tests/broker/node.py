@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,17 +12,27 @@ import tempfile
 import time
 from pathlib import Path
 
+from .certificates import Authority
 from .install import Programs, programs
 
 
 READY_WITHIN = 60.0
 ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
+SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
+
+
+def tls_settings(folder: Path, listen: str) -> str:
+    """Return the broker's settings for TLS as the docs have them, for certificates in a folder."""
+    (block,) = re.findall(r"^```ini\n(.*?)^```$", SECURITY.read_text(), re.MULTILINE | re.DOTALL)
+    settings = block.replace("listeners.tcp = none\n", "").replace("/etc/rabbitmq/tls", str(folder))
+    return settings.replace("= 5671\n", f"= {listen}\n")
 
 
 class Node:
     """A broker of the tests' own. `start` after `stop` or `kill` goes on with the same data.
 
-    One that is made `beside` another may join its cluster.
+    One that is made `beside` another may join its cluster. At `tls_port` it wants a certificate of whoever connects:
+    `tls` has its own, the authority's, one for a client, and one that has expired.
     """
 
     def __init__(self, beside: Node | None = None) -> None:
@@ -29,7 +40,7 @@ class Node:
         within = Path(self.programs.root, tempfile.gettempdir().lstrip("/"))
         within.mkdir(exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="tidegate-broker-", dir=within))
-        self.port, self._dist, self._epmd = _free_ports(3)
+        self.port, self.tls_port, self._dist, self._epmd = _free_ports(4)
         self._name = f"tidegate{self.port}"
         self._cookie = self._name
         if beside is not None:
@@ -41,8 +52,17 @@ class Node:
         cookie.write_text(self._cookie)
         cookie.chmod(0o400)
         (self.folder / "enabled_plugins").write_text("[].")
+        self.tls = self.folder / "tls"
+        authority = Authority(self.tls)
+        authority.sign("broker")
+        authority.sign("client", "client.example")
+        authority.sign("expired", "client.example", expired=True)
+        seen = self.tls if self.programs.image else Path("/", self.tls.relative_to(self.programs.root))
+        listen = "5671" if self.programs.image else f"127.0.0.1:{self.tls_port}"
+        (self.folder / "tls.conf").write_text(tls_settings(seen, listen))
         (self.folder / "advanced.config").write_text(ADVANCED)
-        (self.folder / "rabbitmq.conf").write_text("log.file.level = info\nlog.console = false\n")
+        logging = "log.file.level = info\nlog.console = false\n"
+        (self.folder / "rabbitmq.conf").write_text(logging + (self.folder / "tls.conf").read_text())
 
     @property
     def erlang_name(self) -> str:
@@ -171,7 +191,10 @@ class Node:
             subprocess.run(["docker", "start", self._container], check=True, capture_output=True, timeout=60)
             return
         config = ["-v", f"{self.folder / 'advanced.config'}:/etc/rabbitmq/advanced.config:ro"]
-        command = ["docker", "run", "-d", "-p", f"127.0.0.1:{self.port}:5672", *config, self.programs.image]
+        config += ["-v", f"{self.folder / 'tls.conf'}:/etc/rabbitmq/conf.d/90-tls.conf:ro"]
+        config += ["-v", f"{self.tls}:{self.tls}:ro"]
+        ports = ["-p", f"127.0.0.1:{self.port}:5672", "-p", f"127.0.0.1:{self.tls_port}:5671"]
+        command = ["docker", "run", "-d", *ports, *config, self.programs.image]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         self._container = done.stdout.strip()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bus import Service
-from bus.transport.rabbitmq import consumer, topology
+from bus.transport.rabbitmq import administration, consumer, topology
 from tests.broker.fixtures import Shared
 from tests.broker.proxy import Proxy
 
@@ -52,7 +52,7 @@ async def test_l2_a_host_that_goes_silent_while_it_declares_is_left_for_the_next
     proxy: Proxy, broker: Shared, vhost_name: str, bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(topology, "ANSWER_WITHIN", 2)
-    monkeypatch.setattr(topology, "FIRST_PATIENCE", 0.5)
+    monkeypatch.setattr(administration, "FIRST_PATIENCE", 0.5)
     for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):
         monkeypatch.setattr(consumer, bound, 1)
     log: Log[int] = Log()

@@ -102,7 +102,7 @@ async def test_l3_a_queue_with_other_arguments_stops_its_own_handler_only_and_sa
     (record,) = [record for record in caplog.records if "handler stopped" in record.getMessage()]
     assert "mixed.changed" in record.getMessage()
     assert "x-queue-type" in record.getMessage() or "x-dead-letter" in record.getMessage()
-    assert "go back to the version" in record.getMessage()
+    assert "`python app.py topology migrate mixed.changed` moves" in record.getMessage()
 
 
 async def test_l3_declaring_twice_changes_nothing(stage: Stage) -> None:

@@ -346,7 +346,12 @@ async def test_d5_a_handler_that_becomes_ordered_is_told_what_to_do(
     async with rabbitmq.hosting(after) as hosted, asyncio.timeout(10):
         await asyncio.wait([hosted.task])
     (told,) = [text for record in caplog.records if "handler stopped" in (text := record.getMessage())]
-    for part in ("yard.work", "x-single-active-consumer", "has ordered_by= and the queue was made without", "name="):
+    for part in (
+        "yard.work",
+        "x-single-active-consumer",
+        "has ordered_by= and the queue was made without",
+        "migrate yard.work",
+    ):
         assert part in told
 
 

@@ -158,6 +158,12 @@ MEANINGFUL = {
     "cloudEvents_expirytime": st.sampled_from(["soon", "9999-12-31T23:59:59-23:59", "2999-01-01"]).map(string),
     "ce-id": SCALARS,
     "cloudEvents:subject": SCALARS,
+    "ce-tenant": VALUES,
+    "cloudEvents_tenant": VALUES,
+    "cloudEvents:tenant": SCALARS,
+    "cloudEvents_cc": SCALARS,
+    "tidegate-original-ce-tenant": SCALARS,
+    "tenant": VALUES,
     "traceparent": BYTES.map(string) | st.just(string("t" * 2_000)),
     "tracestate": SCALARS,
 }
@@ -201,8 +207,11 @@ HEADERS = st.one_of(
     BULKS,
 )
 
+CONTENT_TYPES = st.sampled_from(
+    [b"application/json", *(b"application/cloudevents" + rest for rest in (b"+json", b"+avro", b"-batch+json", b""))]
+)
 BITS = {
-    "content_type": (15, SHORTS | st.sampled_from([b"application/json", b"application/cloudevents+json"])),
+    "content_type": (15, SHORTS | CONTENT_TYPES),
     "content_encoding": (14, SHORTS),
     "headers": (13, HEADERS),
     "delivery_mode": (12, st.sampled_from([b"\x01", b"\x02"])),
@@ -227,6 +236,8 @@ BODIES = st.one_of(
             *(b"[" * 2000, b'{"number": 1e999}', b'{"number": "\\ud800"}', b"null", b'{"number": -0}', b"\x00" * 50),
             b'{"specversion": "1.0", "id": "s", "source": "/s", "type": "hostile.structured", "data": {"number": 1}}',
             b'{"specversion": "1.0", "type": 7}',
+            b'{"specversion": "1.0", "type": "t", "tenant": "e", "cc": "x", "at": [], "data": {"number": 1}}',
+            b'{"type": "t", "datacontenttype": "text/plain", "traceparent": {"a": 1}, "data": {"number": 1}}',
             b'{"specversion": "1.0", "type": "t", "data_base64": "!"}',
             b'{"specversion": "1.0", "type": "t", "id": {"a": 1}, "time": [], "data": {"number": 1}}',
         ]

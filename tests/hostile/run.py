@@ -50,7 +50,7 @@ REASONS: Final = {
 ATTEMPTS: Final = {"fine": 1, "ladder": 3, "later": 2, "raises": 2, "rejects": 1, "typed": 1}
 DELAYS: Final = {"ladder": LADDER, "later": LATER}
 LOGGED: Final = {"worker starting", "worker started", "worker stopping", "worker stopped"} | {
-    *("ack", "retry", "dead letter")
+    *("ack", "retry", "dead letter", "a reply was not sent; others like it are not told of")
 }
 """What a worker says while nothing is wrong with it."""
 

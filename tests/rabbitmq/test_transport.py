@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
-from bus import Ack, BusUnavailable, Message, Release, Service, Settings, Unroutable, connect, discovery
+from bus import Ack, BusUnavailable, Release, Service, Settings, Unroutable, connect, discovery
 from bus.transport import Subscription
-from bus.transport.rabbitmq import topology
+from bus.transport.rabbitmq import administration as plane
 from bus.transport.rabbitmq.address import addresses
-from tests.broker.fixtures import Shared
 from tests.broker.proxy import Proxy
 from tests.contract.stage import Log, Placed, staged
-
-from .test_link_faults import tls_front
 
 
 QUIET = Subscription(service="prefetching", handler="work", patterns=("order.placed",))
@@ -122,29 +118,6 @@ async def test_a_peer_that_is_no_broker_is_named() -> None:
                 await bus.publish(Placed())
 
 
-async def test_everything_goes_over_tls_with_a_private_authority(
-    broker: Shared, vhost_name: str, tmp_path: Path
-) -> None:
-    log: Log[Message] = Log()
-    service = Service("listener")
-
-    @service.on("order.#")
-    async def listen(message: Message) -> None:
-        log.append(message)
-
-    async with tls_front(broker.port, tmp_path) as port:
-        url = f"amqps://guest:guest@localhost:{port}/{vhost_name}"
-        async with staged("rabbitmq", url, ca_file=certificate(tmp_path)) as stage, stage.hosting(service):
-            await stage.bus.publish(Placed(number=1))
-            await log.reaches(1)
-            assert [letter async for letter in stage.transport.dead_letters.browse("listener")] == []
-
-
-def certificate(folder: Path) -> Path:
-    """Return the certificate that the front of TLS made for itself."""
-    return next(path for path in folder.iterdir() if b"BEGIN CERTIFICATE" in path.read_bytes())
-
-
 async def test_a_namespace_keeps_environments_apart(vhost: str) -> None:
     @asynccontextmanager
     async def environment(namespace: str, log: Log[int]) -> AsyncIterator[object]:
@@ -181,17 +154,17 @@ def test_the_policys_steps_and_the_step_for_deploys_are_declared() -> None:
 async def test_a_declaration_whose_connection_is_lost_is_neither_cancelled_nor_an_accident(
     proxy: Proxy, vhost_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology, "HEARTBEAT", 1)
+    monkeypatch.setattr(plane, "HEARTBEAT", 1)
     hosts = addresses(Settings(url=proxy.url(vhost_name)))
     with pytest.raises(ConnectionError):
-        async with topology.administration(hosts) as connection:
+        async with plane.administration(hosts) as connection:
             channel = await connection.channel()
             proxy.drop()
             while not channel.is_closed:
                 await asyncio.sleep(0.01)
             await channel.declare_queue("q")
     with pytest.raises(ConnectionError):
-        async with topology.administration(hosts) as connection:
+        async with plane.administration(hosts) as connection:
             channel = await connection.channel()
             proxy.blackhole(up=False, down=True)
             await channel.declare_queue("q")

@@ -150,8 +150,11 @@ async def publish(order: Placed) -> None:
         assert_type(bus, Bus)
         assert_type(await bus.publish(order, order), list[str])
         await bus.publish(order, id="once", delay=timedelta(hours=24), headers={"tenant": "a"})
+        assert_type(await bus.request(order, Reserved, timeout=timedelta(seconds=2)), Reserved)
+        assert_type(bus.dropped_replies, int)
     with connect_sync("amqp://localhost/") as sync:
         sync.publish(order, at=datetime.now(UTC) + timedelta(days=1), required=True)
+        assert_type(sync.request(order, Reserved, timeout=2), Reserved)
 
 
 async def call_directly() -> None:
@@ -169,6 +172,7 @@ async def test_on_the_bus() -> None:
         await bus.advance(timedelta(minutes=1))
         await bus.settled(within=1)
         assert_type(bus.published(Reserved), list[Reserved])
+        assert_type(await bus.request(Reserved(order_id=uuid4()), Rejected, timeout=2), Rejected)
         assert_type(bus.handled(reserve_stock), list[Message])
         assert_type([letter.failure.error for letter in bus.dead_letters()], list[str])
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from bus import Bus, ConfigurationError, Event, MessageTooLarge, Settings, Unroutable, client, connect, connect_sync
-from bus.message import Outgoing
+from bus.message import Message, Outgoing
 from bus.transport.memory import MemoryTransport
 
 
@@ -225,3 +226,33 @@ def test_a_broker_is_imported_only_where_a_url_asks_for_it(scheme: str, loaded: 
         f"sys.exit(('aio_pika' in sys.modules) != {loaded})"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0
+
+
+class Quoted(Event, type="quote.given"):
+    number: int = 7
+
+
+class Base(Event):
+    pass
+
+
+async def test_a_request_waits_for_one_type_and_for_some_time(transport: Recording) -> None:
+    bus = Bus(transport, Settings(max_message_bytes=50), "/test")
+    for timeout in (0, -1, timedelta()):
+        with pytest.raises(ConfigurationError, match="leaves no time for an answer"):
+            await bus.request(Placed(), Quoted, timeout=timeout)
+    with pytest.raises(ConfigurationError, match="Base has no type="):
+        await bus.request(Placed(), Base, timeout=1)
+    with pytest.raises(MessageTooLarge):
+        await bus.request(Placed(note="x" * 100), Quoted, timeout=1)
+    assert transport.published == []
+
+
+def test_code_that_is_not_async_requests_too(transport: Recording) -> None:
+    async def answer(message: Any, *, timeout: float) -> Message:
+        assert (message.type, message.wants, timeout) == ("order.placed", "quote.given", 2)
+        return replace(message, type="quote.given", body=b'{"number": 8}')
+
+    transport.request = answer  # type: ignore[method-assign]
+    with connect_sync("memory://") as bus:
+        assert bus.request(Placed(), Quoted, timeout=2) == Quoted(number=8)

@@ -14,17 +14,21 @@ from aio_pika.exceptions import AMQPError
 from aio_pika.exceptions import ChannelClosed as DeclareRefused
 from pamqp import commands
 
-from ...errors import BusUnavailable, PublishRefused, Unroutable
+from ...errors import AccessRefused, BusUnavailable, PublishRefused, Unroutable
 from . import delay
 from .address import Address
 from .channel import Channel, ChannelClosed
-from .link import Link
+from .link import Link, LinkRefused
 from .supervisor import Backoff, Supervisor
-from .topology import Names
+from .topology import REMEDY, Names
 
 
 Ways: TypeAlias = Mapping[str, str | None]
 """The queues that are sent to after a delay, and the dead letters of each, for what comes when that queue is gone."""
+
+
+class DelayRefused(PublishRefused, AccessRefused):
+    """What a delay needs is not there, and this user may not declare it."""
 
 
 class Cascade:
@@ -57,7 +61,7 @@ class Cascade:
                 while True:
                     try:
                         return await self._made_ready(ways)
-                    except (ConnectionError, AMQPError) as error:
+                    except (LinkRefused, ConnectionError, AMQPError) as error:  # this link was let in before
                         why = str(error)
                     await asyncio.sleep(backoff())
         except TimeoutError:
@@ -96,9 +100,9 @@ class Cascade:
                 async for self._levels in levels:
                     pass
         except DeclareRefused as error:
-            raise PublishRefused(
-                f"a delay needs the delay cascade, which is missing and cannot be declared: {error}. Where a right is "
-                f"missing, let a user who may configure '{self._names.of('delay')}.*' publish once with a delay",
+            raise DelayRefused(
+                f"a delay needs the delay cascade, which is missing and cannot be declared: {error}; {REMEDY} "
+                f"'{self._names.of('delay')}.*'",
                 {},
             ) from error
 
@@ -118,7 +122,7 @@ class Cascade:
         if error.code == 404 and f"queue '{queue}'" in error.text:
             raise Unroutable(f"there is no queue {queue!r} to send to after a delay", {}) from error
         if error.code == 403:
-            raise PublishRefused(
+            raise DelayRefused(
                 f"queue {queue!r} gets nothing after a delay unless it is bound to {exchange!r}, and this user may not "
                 f"do that ({error.text}); it needs the rights to write to the queue and to read the exchange",
                 {},

@@ -7,16 +7,13 @@ Letters that came to both, or were carried twice, fold into one.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from pamqp import commands
 
-from ...errors import BusUnavailable
 from . import copies, records
-from .channel import Channel, ChannelClosed, Parcel
+from .alone import alone, ask
+from .channel import Channel, Parcel
 from .desk import SEAL, Desk
 from .fold import FAILED_AGAIN, KEY, LETTER, TURN, Fold, Row
 from .records import ENTRY_KEY, Entry
@@ -26,7 +23,6 @@ from .topology import STREAM, Names
 
 AT_ONCE: Final = 200
 """Entries that are confirmed together."""
-LOCKED: Final = 405
 DELETED_WITHIN: Final = 60.0
 
 
@@ -35,7 +31,8 @@ async def compact(desk: Desk, streams: Streams, names: Names) -> tuple[int, int]
 
     Raises LookupError where somebody else compacts them.
     """
-    async with _alone(streams, names, desk.service) as channel:
+    taken = f"the dead letters of {desk.service} are being compacted by somebody else"
+    async with alone(streams, f"{names.dead(desk.service)}.compacting", taken) as channel:
         desk.from_first = True
         try:
             fold = await desk.look()
@@ -57,22 +54,22 @@ async def compact(desk: Desk, streams: Streams, names: Names) -> tuple[int, int]
 async def _begin(channel: Channel, desk: Desk, streams: Streams, names: Names) -> None:
     """Have a next generation: it takes new letters, then the older one is sealed, then it is announced."""
     older, newer = desk.stream(desk.newest), desk.stream(desk.newest + 1)
-    await _ask(channel, commands.Queue.Declare(queue=newer, durable=True, arguments=STREAM))
-    await _ask(channel, commands.Queue.Bind(queue=newer, exchange=names.dead(desk.service), routing_key=""))
+    await ask(channel, commands.Queue.Declare(queue=newer, durable=True, arguments=STREAM))
+    await ask(channel, commands.Queue.Bind(queue=newer, exchange=names.dead(desk.service), routing_key=""))
     await streams.store([mark(older, SEAL)])
-    await _ask(channel, commands.Exchange.Declare(exchange=newer, exchange_type="fanout", durable=True))
+    await ask(channel, commands.Exchange.Declare(exchange=newer, exchange_type="fanout", durable=True))
     await desk.look()
 
 
 async def _carry_on(channel: Channel, desk: Desk, streams: Streams, names: Names) -> None:
     """Carry what is open out of every older generation into the newest, and delete them."""
     newest = desk.newest
-    await _ask(channel, commands.Exchange.Declare(exchange=desk.stream(newest), exchange_type="fanout", durable=True))
+    await ask(channel, commands.Exchange.Declare(exchange=desk.stream(newest), exchange_type="fanout", durable=True))
     older = [generation for generation in desk.generations if generation < newest]
     for generation in older:
         # what came to it is in the newest too, which was bound before
         stream = desk.stream(generation)
-        await _ask(channel, commands.Queue.Unbind(queue=stream, exchange=names.dead(desk.service), routing_key=""))
+        await ask(channel, commands.Queue.Unbind(queue=stream, exchange=names.dead(desk.service), routing_key=""))
         if generation not in desk.fold.sealed:
             await streams.store([mark(stream, SEAL)])
     fold = await desk.look()
@@ -86,7 +83,7 @@ async def _carry_on(channel: Channel, desk: Desk, streams: Streams, names: Names
         some = [_carried(into, fold, row, entry) async for row, entry in desk.entries(rows[at : at + AT_ONCE])]
         await streams.store(some)
     for generation in older:
-        await _ask(channel, commands.Queue.Delete(queue=desk.stream(generation)), DELETED_WITHIN)
+        await ask(channel, commands.Queue.Delete(queue=desk.stream(generation)), DELETED_WITHIN)
     await desk.look()
 
 
@@ -97,30 +94,3 @@ def _carried(into: str, fold: Fold, row: Row, entry: Entry) -> Parcel:
     received = entry.received
     flags, properties, body = copies.carried(received.header, received.body, message, failure, added)
     return Parcel(row.id, "", into, flags, properties, body, mandatory=True)
-
-
-async def _ask(channel: Channel, command: Any, within: float = 10.0) -> None:
-    try:
-        async with asyncio.timeout(within):
-            await channel.rpc(command)
-    except TimeoutError as error:
-        raise BusUnavailable(f"the broker did not answer within {within:g} s: run it again", {}) from error
-
-
-@asynccontextmanager
-async def _alone(streams: Streams, names: Names, service: str) -> AsyncIterator[Channel]:
-    """Hold a queue that only one connection may have; it goes away with the connection."""
-    channel = await (await streams.link()).channel()
-    queue = f"{names.dead(service)}.compacting"
-    try:
-        await _ask(channel, commands.Queue.Declare(queue=queue, exclusive=True))
-    except ChannelClosed as error:
-        if error.code == LOCKED:
-            raise LookupError(f"the dead letters of {service} are being compacted by somebody else") from error
-        raise
-    try:
-        yield channel
-    finally:
-        if channel.error is None:
-            await _ask(channel, commands.Queue.Delete(queue=queue))
-            channel.leave()

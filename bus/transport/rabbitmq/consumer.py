@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from pamqp import commands
 
-from ...errors import AccessRefused, TidegateError
+from ...errors import AccessRefused, ConfigurationError, TidegateError
 from ...logs import logger
 from . import envelope, wire
 from .channel import Channel, ChannelClosed, LinkLost, Received
@@ -98,7 +98,7 @@ class Feed:
         queue: str,
         inbox: Inbox,
         limit: int,
-        declare: Callable[[], Awaitable[None]] | None,
+        declare: Callable[[], Awaitable[ConfigurationError | None]] | None,
         doubts: Doubts,
         *,
         ordered: bool = False,
@@ -112,7 +112,7 @@ class Feed:
         self._ordered = ordered
         self._channel: Channel | None = None
         self._probing = False
-        self._cancelled = self._missing = False
+        self._cancelled = self._missing = self._leaving = False
         self._abandoned: list[Channel] = []
         self._consumers = 0
         self._lost_at: float | None = None
@@ -135,7 +135,7 @@ class Feed:
             while True:
                 try:
                     await self._session(backoff)
-                except AccessRefused as error:
+                except (AccessRefused, ConfigurationError) as error:
                     self._inbox.fail(error)
                     return
                 except ChannelClosed as error:
@@ -153,9 +153,8 @@ class Feed:
 
     async def _session(self, backoff: Backoff) -> None:
         """Consume on one channel, until it ends or the broker cancels the consumer."""
-        if self._missing:
-            await self._ensure()
-            self._missing = False
+        if self._missing or self._leaving:
+            await self._there_again()
         channel = await self._opened()
         try:
             channel.settled_last = deque(maxlen=0)
@@ -170,7 +169,7 @@ class Feed:
             if channel.error is None:
                 backoff.reset()
                 self._tell_again()
-            while channel.error is None and not self._cancelled:
+            while channel.error is None and not self._cancelled and not self._left:
                 if not await self._news():
                     await self._probe(channel)
                 elif channel.error is None and not self._cancelled:
@@ -178,11 +177,8 @@ class Feed:
             if channel.error is not None:
                 raise channel.error
             self._missing = True
-            if await self._late(channel):
-                self._tell("the broker took back what was unacked for too long")
-                await channel.aclose()
+            if not self._leaving and await self._taken_back(channel):
                 return
-            self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
             if not self._ordered:  # another channel beside this one would get what comes after what runs here
                 self._abandon(channel)
         finally:
@@ -192,6 +188,24 @@ class Feed:
                 self._doubts.add(channel.settled_last)
             if channel not in self._abandoned:
                 await channel.aclose()
+
+    async def _there_again(self) -> None:
+        """Have the queue, which was deleted, or is being moved."""
+        if self._leaving:
+            self._tell("its queue is moved to other arguments by `topology migrate`")
+        # whatever is heard from here on of another move counts for what is consumed next
+        self._missing, self._leaving = True, False
+        await self._ensure()
+        self._missing = False
+
+    async def _taken_back(self, channel: Channel) -> bool:
+        """Say why the broker cancelled the consumer, and tell whether all that came by the channel went back."""
+        if not await self._late(channel):
+            self._tell("the broker cancelled the consumer: its queue was deleted, or has moved")
+            return False
+        self._tell("the broker took back what was unacked for too long")
+        await channel.aclose()
+        return True
 
     async def _late(self, channel: Channel) -> bool:
         """Tell whether a consumer was cancelled for what was unacked too long: its queue is there still."""
@@ -270,8 +284,19 @@ class Feed:
                 await self._channel.aclose()
             else:
                 await self._apply()
+                if self._leaving:
+                    self._wake.set()
         except ConnectionError:
             pass  # whatever is consumed next is consumed with the new limit
+
+    def leave(self) -> None:
+        """Have the queue declared again, and consume it on another channel, as soon as the limit is 0."""
+        self._leaving = True
+        self._wake.set()
+
+    @property
+    def _left(self) -> bool:
+        return self._leaving and not self._limit and not self._granted
 
     async def _apply(self) -> None:
         """Bring the consumers at the broker to what is wanted: add what is missing; where it is too much, begin anew.
@@ -313,7 +338,8 @@ class Feed:
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
         if self._declare is not None:
-            await self._declare()
+            if (fault := await self._declare()) is not None:
+                raise fault
             return
         backoff = Backoff(first=0.2)
         while True:

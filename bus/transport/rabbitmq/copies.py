@@ -13,10 +13,22 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any, Final
 
-from ...message import ATTEMPT, FIRST_FAILED_AT, HOPS, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, WAITS_SINCE, Message
+from ...message import (
+    ATTEMPT,
+    FIRST_FAILED_AT,
+    HOPS,
+    MADE_ID,
+    ORIGINAL_PREFIX,
+    REPLY_TO,
+    ROUTED,
+    ROUTING_KEY,
+    WAITS_SINCE,
+    WANTS,
+    Message,
+)
 from ...outcome import Failure, Retry
 from . import wire
-from .envelope import ATTRIBUTES, BROKERS, MOVED, MOVED_PROPERTIES
+from .envelope import ATTRIBUTES, BROKERS, DIRECT_REPLIES, MOVED, MOVED_PROPERTIES, Arrived
 
 
 RECORD: Final = "tidegate-failure-"
@@ -31,7 +43,7 @@ OF_STREAMS: Final = "tidegate-letter"
 REPLAY: Final = "tidegate-letter-replay"
 """Tells one replay of a message from the next, where the broker, which keeps no time, dead-letters it again."""
 OWN: Final = "tidegate-"
-LASTING: Final = (HOPS, ROUTING_KEY, MADE_ID, REPLAY)
+LASTING: Final = (HOPS, ROUTING_KEY, MADE_ID, REPLAY, WANTS, REPLY_TO)
 """Headers of ours that belong to the message itself; every other is of one copy, or forged."""
 MOST_COPIED: Final = 64_000
 """Bytes of properties that a dead letter may have: 140 kB were seen to close the connection."""
@@ -44,6 +56,8 @@ STREAMS: Final = ("x-amqp-", "x-basic-")
 """Headers that a stream takes for its own."""
 AMQP_10: Final = "amqp-1.0"
 """A type property that makes a stream take the body for AMQP 1.0, and crash whoever reads it."""
+HARMFUL: Final = {"type": AMQP_10, "reply_to": DIRECT_REPLIES}
+"""Properties of which only this value would change what the broker does."""
 KEPT: Final = frozenset(name for _, name, _ in wire.PROPERTIES) - {"cluster_id"}
 """Properties that a stream keeps."""
 LATEST: Final = 1 << 53
@@ -58,6 +72,17 @@ def retry(
     if outcome.waits_since is not None:
         progress[WAITS_SINCE] = outcome.waits_since.isoformat()
     return _copy(raw, message, routing_key, {**progress, **added})
+
+
+def moved(raw: bytes, arrived: Arrived, *, routed: bool) -> tuple[int, bytes]:
+    """Return flags and properties of a copy that stands for the original, with as many attempts and as old failures."""
+    progress: dict[str, Any] = {ATTEMPT: arrived.attempt} if arrived.attempt > 1 else {}
+    for name, moment in ((FIRST_FAILED_AT, arrived.first_failed_at), (WAITS_SINCE, arrived.waits_since)):
+        if moment is not None:
+            progress[name] = moment.isoformat()
+    if routed:
+        progress[ROUTED] = True
+    return _copy(raw, arrived.message, arrived.routing_key, progress)
 
 
 def dead_letter(
@@ -195,7 +220,7 @@ def _copy(raw: bytes, message: Message, routing_key: str, added: Mapping[str, An
 
 def _moved_aside(properties: dict[str, Any]) -> dict[str, Any]:
     """Take the properties that would change what the broker does, and return them as headers."""
-    harmful = [n for n in MOVED_PROPERTIES if n in properties and (n != "type" or properties[n] == AMQP_10)]
+    harmful = [n for n in MOVED_PROPERTIES if n in properties and properties[n] == HARMFUL.get(n, properties[n])]
     return {ORIGINAL_PREFIX + name: properties.pop(name) for name in harmful}
 
 

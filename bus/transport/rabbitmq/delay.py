@@ -17,7 +17,8 @@ from pamqp.base import Frame
 from pamqp.common import FieldTable
 
 from .address import Address
-from .topology import DELIVERY_LIMIT, Names, administration
+from .administration import administration
+from .topology import DELIVERY_LIMIT, Names
 
 
 UNIT: Final = timedelta(milliseconds=100)

@@ -32,16 +32,11 @@ LONGEST_HOLD: Final = 15 * 60.0
 
 
 @dataclass(frozen=True)
-class Settling:
-    """What deliveries of one subscription need to settle."""
+class Place:
+    """Where deliveries of one subscription come from."""
 
     subscription: Subscription
     names: Names
-    publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
-    store: Callable[[Sequence[Parcel]], Awaitable[None]]
-    redeclare: Callable[[], Awaitable[None]]
-    delay_to: Callable[[Ways], Awaitable[object]]
-    suspects: Suspects
 
     @cached_property
     def events(self) -> str:
@@ -64,6 +59,18 @@ class Settling:
     def is_ours(self, exchange: str) -> bool:
         """Tell whether only copies of ours come by this exchange, so that what they say of attempts is true."""
         return exchange == self._back or exchange.startswith(self._cascade)
+
+
+@dataclass(frozen=True)
+class Settling(Place):
+    """What deliveries of one subscription need to settle."""
+
+    publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
+    store: Callable[[Sequence[Parcel]], Awaitable[None]]
+    redeclare: Callable[[], Awaitable[object]]
+    delay_to: Callable[[Ways], Awaitable[object]]
+    answer: Callable[[str, Message], None]
+    suspects: Suspects
 
 
 class RabbitMQDelivery:
@@ -166,10 +173,12 @@ class RabbitMQDelivery:
                     await self._settling.publish(published)
                 except (PublishRefused, BusUnavailable):
                     await self._held(lambda: self._settling.publish(published))
+                self._answer(outcome.reply)
             case Retry():
                 await self._held(lambda: self._copied(self._retry(outcome), outcome.delay))
             case DeadLetter():
                 await self._held(lambda: self._copied(self._dead_letter(outcome)))
+                self._answer(outcome.reply)
             case Release():
                 self._received.channel.release([self._tag])
                 return
@@ -178,6 +187,10 @@ class RabbitMQDelivery:
         self._require_channel()
         # a wait for another version leaves the attempt as it is: its copy must not be taken for what was settled here
         self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt)
+
+    def _answer(self, reply: Message | None) -> None:
+        if reply is not None and (address := self.message.reply_to) is not None:
+            self._settling.answer(address, reply)
 
     def ack(self, *, known: bool = True) -> None:
         """Ack it: its outcome is carried out. It is `known` then, should it come again because the ack was lost."""

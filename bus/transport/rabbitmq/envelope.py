@@ -6,8 +6,7 @@ clients look for. Structured mode, and messages that say nothing of themselves, 
 
 from __future__ import annotations
 
-import base64
-import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,17 +24,21 @@ from ...message import (
     JSON_CONTENT,
     MADE_ID,
     ORIGINAL_PREFIX,
+    REPLY_TO,
     ROUTED,
     ROUTING_KEY,
     WAITS_SINCE,
+    WANTS,
     Ids,
     Message,
 )
-from . import wire
+from . import structured, wire
 
 
 FLAGS: Final = 1 << 15 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 3
 """Content type, headers, delivery mode, correlation id, message id, timestamp, type and app id are present."""
+FLAGS_OF_REQUEST: Final = FLAGS | 1 << 9
+"""The same, and reply-to."""
 PERSISTENT: Final = b"\x02"
 DELIVERY_COUNT: Final = "x-delivery-count"
 ATTRIBUTES: Final = {
@@ -47,13 +50,18 @@ ATTRIBUTES: Final = {
     )
 }
 """The attributes that are read, by every name that they may have."""
+KNOWN: Final = frozenset(ATTRIBUTES.values())
+EXTENSION: Final = re.compile(r"(?:cloudEvents[_:]|ce-)?([a-z0-9]+)")
+"""The name of an attribute, and of the header that it is in."""
 BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count", "x-stream-offset")
 """Headers that the broker writes; a copy must not carry them back to it."""
 NOT_APPLICATION: Final = (*CLOUDEVENTS_PREFIXES, "tidegate-", *BROKERS)
 MOVED: Final = frozenset({"cc", "bcc"})
-MOVED_PROPERTIES: Final = ("expiration", "user_id", "type")
+MOVED_PROPERTIES: Final = ("expiration", "user_id", "type", "reply_to")
 """Properties that a copy has among its headers, so that the broker does not look at them again."""
 
+DIRECT_REPLIES: Final = "amq.rabbitmq.reply-to"
+"""The consumer of the channel that publishes: the broker makes an address of it, and ends a channel that has none."""
 MOST_ADDED: Final = 4_096
 """Bytes of what copies carry beside the message's own headers, at most."""
 
@@ -84,8 +92,11 @@ class Arrived:
     """The key that it was published with, whatever the keys of its copies are."""
 
 
-def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
-    """Return the properties of a message, headers and `added` ones included, for a content header with `FLAGS`."""
+def encode(message: Message, added: Mapping[str, Any] | None = None, reply_to: bytes = b"") -> bytes:
+    """Return the properties of a message, headers and `added` ones included, for a content header with `FLAGS`.
+
+    With a `reply_to`, a short string, it is for one with `FLAGS_OF_REQUEST`.
+    """
     constant, tail = _constant(message.type, message.version, message.source)
     id = message.id.encode()
     correlation = (message.correlation_id or message.id).encode()
@@ -97,6 +108,9 @@ def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
         parts.append(_HOPS + wire.U32.pack(message.hops))
     if message.key is not None or message.subject is not None or message.expires is not None:
         parts += _rare(message)
+    if message.wants is not None:
+        parts += [wire.field(WANTS, message.wants)]
+        parts += [] if message.reply_to is None else [wire.field(REPLY_TO, message.reply_to)]
     if message.headers:
         parts += [wire.field(name, value) for name, value in message.headers.items()]
     if added:
@@ -109,6 +123,7 @@ def encode(message: Message, added: Mapping[str, Any] | None = None) -> bytes:
             table,
             PERSISTENT,
             wire.short_bytes(correlation),
+            reply_to,
             wire.short_bytes(id),
             wire.U64.pack(int(message.time.timestamp())),
             tail,
@@ -140,12 +155,20 @@ def decode(
     that this is the key it was published with, so that a header that tells another is forged.
     """
     problems: list[str] = []
-    properties, attributes, application = _read(raw, problems)
+    properties, attributes, extensions, application = _read(raw, problems)
     headers: dict[str, Any] = properties.get("headers", {})
-    if not attributes:
-        attributes, body = _structured(properties, body, problems)
+    if not attributes or "content_type" in properties:
+        told = str(properties.get("content_type", ""))
+        if (opened := structured.opened(told, body, problems, plain=not attributes)) is not None:
+            attributes, body = opened
+            properties["content_type"], extensions = attributes.get("datacontenttype"), _extensions(attributes)
+    if extensions:
+        application = extensions | application
     key = _original_key(headers, routing_key, original=original)
     id = _text(attributes.get("id")) or _text(properties.get("message_id"))
+    reply_to, wants = _text(properties.get("reply_to")), headers.get(WANTS)
+    if wants is not None:
+        wants, reply_to = _bounded(wants), reply_to or _bounded(headers.get(REPLY_TO))
     message = Message(
         id=id or _bounded(headers.get(MADE_ID)) or _make_id(),
         type=_text(attributes.get("type")) or key,
@@ -159,7 +182,8 @@ def decode(
         key=_text(attributes.get("partitionkey")),
         subject=_text(attributes.get("subject")),
         expires=_moment("expirytime", attributes.get("expirytime"), problems),
-        reply_to=_text(properties.get("reply_to")),
+        reply_to=reply_to,
+        wants=wants,
         content_type=_text(properties.get("content_type")) or JSON_CONTENT,
         headers=application,
         id_made_up=id is None,
@@ -179,20 +203,20 @@ def decode(
     )
 
 
-def _read(raw: bytes, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Return the properties, the CloudEvents attributes, and the application's own headers."""
+def _read(raw: bytes, problems: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str], dict[str, str]]:
+    """Return the properties, the CloudEvents attributes, their extensions, and the application's own headers."""
     properties: dict[str, Any] = {}
     try:
         # what the headers say stands in the properties once more, for plain clients: not read without need
         alone = wire.headers_alone(raw)
         properties = wire.properties(raw) if alone is None else {"headers": alone}
-        attributes, application = _sorted(properties.get("headers", {}))
+        attributes, extensions, application = _sorted(properties.get("headers", {}))
         if alone is not None and not ("id" in attributes and "type" in attributes and "time" in attributes):
             properties = wire.properties(raw)
     except wire.Malformed as error:
         problems.append(f"properties: {error}")
-        return properties, {}, {}
-    return properties, attributes, application
+        return properties, {}, {}, {}
+    return properties, attributes, extensions, application
 
 
 def deliveries_before(method: bytes, raw: bytes) -> int:
@@ -205,10 +229,11 @@ def deliveries_before(method: bytes, raw: bytes) -> int:
         return 0
 
 
-def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the CloudEvents attributes, and the application's own headers."""
+def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Return the CloudEvents attributes, extensions by their bare names, and the application's own headers."""
     attributes: dict[str, Any] = {}
     application: dict[str, str] = {}
+    extensions: dict[str, str] = {}
     for name, value in headers.items():
         if (attribute := ATTRIBUTES.get(name)) is not None:
             if not isinstance(value, Decimal):  # copies have none of that kind
@@ -219,30 +244,19 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
             name = name[len(ORIGINAL_PREFIX) :]  # noqa: PLW2901
             if name in MOVED_PROPERTIES or name in application:
                 continue
-        if not name.startswith(NOT_APPLICATION) and (text := _text(value)) is not None:
+        if name.startswith(NOT_APPLICATION):
+            # of several names for one, those count whose values every copy keeps in its place
+            if (found := EXTENSION.fullmatch(name)) is not None and (text := _text(value)) is not None:
+                extensions[found[1]] = text
+        elif (text := _text(value)) is not None:
             application[name] = text
-    return attributes, application
+    return attributes, extensions, application
 
 
-def _structured(properties: Mapping[str, Any], body: bytes, problems: list[str]) -> tuple[dict[str, Any], bytes]:
-    declared = str(properties.get("content_type", "")).lower().startswith("application/cloudevents")
-    if not declared and not (body[:1] == b"{" and b'"specversion"' in body):
-        return {}, body
-    import orjson
-
-    try:
-        envelope = orjson.loads(body)
-        if not isinstance(envelope, dict) or not isinstance(envelope.get("type"), str):
-            return {}, body
-        if "data_base64" in envelope:
-            data = base64.b64decode(envelope.pop("data_base64"), validate=True)
-        else:
-            data = orjson.dumps(envelope.pop("data", None))
-    except (orjson.JSONDecodeError, binascii.Error, TypeError, ValueError) as error:
-        if declared:
-            problems.append(f"structured mode: {error}")
-        return {}, body
-    return envelope, data
+def _extensions(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the attributes of an envelope that mean something to the application only, as headers."""
+    named = ((name, _text(value)) for name, value in attributes.items() if name not in KNOWN)
+    return {name: text for name, text in named if text is not None and EXTENSION.fullmatch(name)}
 
 
 def _text(value: Any) -> str | None:
@@ -252,6 +266,12 @@ def _text(value: Any) -> str | None:
         return str(value)
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, bytearray):
+        # clients of languages whose strings are bytes send text so
+        try:
+            return value.decode() or None
+        except UnicodeDecodeError:
+            return None
     return None
 
 

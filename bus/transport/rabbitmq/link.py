@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections import deque
 from typing import Any, Final, Self, cast
 
@@ -13,6 +12,7 @@ from pamqp import commands
 from pamqp.base import Frame
 from pamqp.header import ProtocolHeader
 
+from ...errors import AccessRefused, ConfigurationError
 from . import wire
 from .address import Address
 from .channel import GOODBYE, Channel, ChannelClosed, LinkLost
@@ -31,8 +31,12 @@ CAPABILITIES: Final = {
 }
 
 
-class LinkRefused(Exception):
-    """The broker said a definite no: wrong login, no such virtual host, or a certificate that does not fit."""
+TLS_ALERT: Final = b"\x15\x03"
+"""How the answer of a port for TLS begins, when it is spoken to in plain AMQP."""
+
+
+class LinkRefused(AccessRefused):
+    """A definite no: wrong login, no such virtual host, or a certificate or a file that does not fit."""
 
 
 class Link(asyncio.Protocol):
@@ -46,10 +50,13 @@ class Link(asyncio.Protocol):
         self.answers_cancel = False
         self.version = ""
         self._address = address
+        self._secret = address.secret()
         self._heartbeat = address.heartbeat
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        # whoever connects may have left before it came to anything
+        self._opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())
         self._buffer = b""
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -69,9 +76,10 @@ class Link(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
-                server_hostname = address.host if address.tls else None
-                transport, link = await loop.create_connection(
-                    lambda: cls(address), address.host, address.port, ssl=address.tls, server_hostname=server_hostname
+                link, context = cls(address), address.context()
+                name = None if context is None else address.host
+                transport, _ = await loop.create_connection(
+                    lambda: link, address.host, address.port, ssl=context, server_hostname=name
                 )
                 try:
                     await link._opened
@@ -79,13 +87,15 @@ class Link(asyncio.Protocol):
                     transport.abort()
                     raise
                 return link
-        except ssl.SSLCertVerificationError as error:
-            raise LinkRefused(f"{address}: the broker's certificate does not fit: {error.verify_message}") from error
+        except ConfigurationError as error:  # a file was well when this began
+            raise LinkRefused(str(error)) from error
         except TimeoutError as error:
             raise LinkLost(f"{address}: no answer within {timeout:g} s") from error
         except LinkLost:
             raise
         except (OSError, UnicodeError) as error:  # names that are none raise the latter
+            if (wrong := address.verdict(error)) is not None:
+                raise LinkRefused(wrong) from error
             raise LinkLost(f"{address}: {error}") from error
 
     async def channel(self, *, confirm: bool = False) -> Channel:
@@ -195,6 +205,8 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: the socket is gone."""
+        if exc is not None and (wrong := self._address.verdict(exc)) is not None:
+            self._refuse(wrong)
         self._fail(LinkLost(f"{self._address}: connection lost" + (f" ({exc})" if exc else "")))
 
     def data_received(self, data: bytes) -> None:
@@ -202,6 +214,8 @@ class Link(asyncio.Protocol):
         self._heard, self._doubted = self._loop.time(), False
         if self._buffer:
             data = self._buffer + data
+        if data.startswith(TLS_ALERT) and not self._opened.done():
+            self._refuse(f"{self._address}: it speaks TLS there; write amqps:// in BUS_URL")
         try:
             at = self._frames(data)
         except LinkLost as error:
@@ -260,8 +274,8 @@ class Link(asyncio.Protocol):
                     "product": "Tidegate",
                     "connection_name": address.name,
                 }
-                secret = f"\0{address.login}\0{address.password}"
-                self.send_command(commands.Connection.StartOk(properties, "PLAIN", secret, "en_US"), 0)
+                login = f"\0{address.login}\0{self._secret}"
+                self.send_command(commands.Connection.StartOk(properties, "PLAIN", login, "en_US"), 0)
             case commands.Connection.Tune():
                 self.frame_max = min(command.frame_max or FRAME_MAX, FRAME_MAX)
                 self._channel_max = command.channel_max or self._channel_max
@@ -279,7 +293,7 @@ class Link(asyncio.Protocol):
                 self.flush()
                 self._closed_by_broker(command.reply_code or 0, command.reply_text or "")
             case commands.Connection.CloseOk():
-                self._fail(LinkLost("closed"))
+                self._fail(LinkLost("closed"), abort=True)  # all is said; a goodbye of TLS would outlive the loop
             case commands.Connection.Blocked():
                 self.blocked = (
                     f"{self._address}: the broker takes no publishes now: {command.reason or 'it says not why'}"
@@ -298,10 +312,25 @@ class Link(asyncio.Protocol):
 
     def _closed_by_broker(self, code: int, text: str) -> None:
         # a limit of connections is a no that may turn into a yes
-        if not self._opened.done() and code in {403, 530} and "connection limit" not in text:
-            told = f"{self._address}: {code} {text.rstrip('.')}; check the user, password and virtual host of BUS_URL"
-            self._opened.set_exception(LinkRefused(told))
+        if code in {403, 530} and "connection limit" not in text:
+            password = "password" if self._address.password_file is None else "BUS_PASSWORD_FILE"
+            where = f"check the user, {password} and virtual host of BUS_URL"
+            self._refuse(f"{self._address}: {code} {text.rstrip('.')}; {where}")
         self._fail(LinkLost(f"{self._address}: {code} {text}"))
+
+    def _refuse(self, why: str) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(LinkRefused(why))
+
+    def _renew(self) -> None:
+        """Tell the broker a password that has changed: where it is a token, the one that is known expires."""
+        try:
+            secret = self._address.secret()
+        except ConfigurationError:
+            return  # it is being written, or it is told when it is needed
+        if secret != self._secret:
+            self._secret = secret
+            self.send_command(commands.Connection.UpdateSecret(secret, "renewed"), 0)
 
     def _beat(self) -> None:
         now, half = self._loop.time(), self._heartbeat / 2
@@ -311,6 +340,7 @@ class Link(asyncio.Protocol):
             return
         # a loop that was busy has not read yet what may be there: look once more before the verdict
         self._doubted = silent
+        self._renew()
         if now - self._said >= half * 0.9:
             self.send(wire.HEARTBEAT)
         self._timer = self._loop.call_later(min(half, 1) if silent else half, self._beat)

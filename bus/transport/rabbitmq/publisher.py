@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Final
 
@@ -24,9 +25,15 @@ OPEN_WITHIN: Final = 4.0
 ELECTION: Final = 5.0
 """Seconds for which what was refused is published again: a queue that has lost its leader refuses until it has one."""
 
+TOPIC: Final = re.compile(r"access to topic '(.*)' in exchange '(.*?)' in vhost")
+"""How the broker names what a user may not publish to a topic exchange that it may write to."""
+
 
 class WriteRefused(PublishRefused, AccessRefused):
     """The broker refused to store, and waiting will not help: the user may not write there."""
+
+    def __init__(self, why: str, fates: Mapping[str, Fate]) -> None:
+        super().__init__(f"{why}; give the user of BUS_URL the permission to write there", fates)
 
 
 class Publisher:
@@ -246,7 +253,7 @@ class Publisher:
             raise Unroutable("no queue wants the message", fates)
         if Fate.REFUSED in told:
             if not allowed:
-                raise WriteRefused(f"{why}; give the user of BUS_URL the permission to write there", fates)
+                raise WriteRefused(why, fates)
             raise PublishRefused(f"the broker refused to store the message{': ' + why if why else ''}", fates)
 
     async def aclose(self) -> None:
@@ -256,5 +263,9 @@ class Publisher:
 
 
 def _blamed(parcel: Parcel, fate: Fate, error: ChannelClosed) -> Fate:
-    """Return refused for a parcel whose exchange the broker names as it closes the channel; the others go again."""
-    return Fate.REFUSED if fate is Fate.UNKNOWN and f"'{parcel.exchange}'" in error.text else fate
+    """Return refused for a parcel that the broker means as it closes the channel; the others go again."""
+    if (topic := TOPIC.search(error.text)) is not None:
+        meant = (parcel.key, parcel.exchange) == topic.groups()
+    else:
+        meant = f"'{parcel.exchange or 'amq.default'}'" in error.text
+    return Fate.REFUSED if fate is Fate.UNKNOWN and meant else fate

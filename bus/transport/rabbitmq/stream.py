@@ -19,6 +19,7 @@ from . import copies, wire
 from .address import Address
 from .channel import Channel, ChannelClosed, LinkLost, Parcel, Received
 from .link import Link, LinkRefused
+from .publisher import WriteRefused
 from .records import Entry
 
 
@@ -41,6 +42,11 @@ class Streams:
         self._link: Link | None = None
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Where the broker is, the host that served last first."""
+        return self._addresses
 
     async def aclose(self) -> None:
         """Close the link."""
@@ -113,8 +119,10 @@ class Streams:
             refused = {parcel.id: Fate.REFUSED for parcel in parcels}
             raise PublishRefused(f"its headers do not fit into a frame: {error}", refused) from error
         except TimeoutError:
-            fates = [Fate.UNKNOWN] * len(parcels)
+            channel, fates = None, [Fate.UNKNOWN] * len(parcels)
         told = {parcel.id: fate for parcel, fate in zip(parcels, fates, strict=True) if fate is not Fate.STORED}
+        if channel is not None and isinstance(channel.error, ChannelClosed) and channel.error.code == 403:
+            raise WriteRefused(channel.error.text, told)
         queues = ", ".join(dict.fromkeys(repr(parcel.key) for parcel in parcels))
         if Fate.UNROUTABLE in fates:
             raise Unroutable(f"there is no queue {queues}", told)

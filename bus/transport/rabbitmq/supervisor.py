@@ -52,6 +52,7 @@ class Supervisor:
         self._tries = 0
         self._lost_at: float | None = None
         self._trouble = ""
+        self._told: set[str] = set()
         self._changed = asyncio.Event()
 
     @property
@@ -65,6 +66,7 @@ class Supervisor:
         while True:
             link, since = await self._reach(backoff), clock()
             self._link, self._refused, self._let_in, self._lost_at = link, None, True, None
+            self._told.clear()
             self._tell()
             try:
                 await link.closed.wait()
@@ -111,6 +113,10 @@ class Supervisor:
         if self._lost_at is None:
             self._lost_at = asyncio.get_running_loop().time()
             self._logger.warning("broker unreachable", link=self._purpose, error=self._trouble)
+        elif isinstance(error, LinkRefused) and self._trouble not in self._told:
+            # that it was lost is told; why it stays so is for somebody to mend
+            self._logger.warning("broker refuses", link=self._purpose, error=self._trouble)
+        self._told.add(self._trouble)
 
     async def link(self) -> Link:
         """Return the link, waiting for it without a bound. Raises AccessRefused where no host ever let it in."""

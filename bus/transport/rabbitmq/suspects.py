@@ -18,6 +18,7 @@ from ...message import Ids
 from . import copies, wire
 from .channel import ChannelClosed, Parcel, Received
 from .supervisor import Supervisor
+from .topology import MARKS
 
 
 SUSPECT: Final = 2
@@ -36,6 +37,7 @@ END_WITHIN: Final = 2.0
 class Suspects:
     """Appends marks to a service's stream, and reads it on to the last one that it appended.
 
+    The marks enter by an exchange of the service's own: whoever may write to the default one may write to every queue.
     A user that may neither declare nor use the stream goes without, and is told once: a suspect is run unmarked then.
     """
 
@@ -43,11 +45,13 @@ class Suspects:
         self,
         supervisor: Supervisor,
         stream: str,
+        entrance: str,
         store: Callable[[Sequence[Parcel]], Awaitable[None]],
-        declare: Callable[[str], Awaitable[None]],
+        declare: Callable[[], Awaitable[None]],
     ) -> None:
         self._supervisor = supervisor
         self._stream = stream
+        self._entrance = entrance
         self._store = store
         self._declare = declare
         self._make_token = Ids()
@@ -87,12 +91,12 @@ class Suspects:
     async def _append(self, key: str, token: str, *, begun: bool) -> None:
         headers = {KEY: key, TOKEN: token, BEGUN: begun}
         flags, properties = copies.encode({"headers": headers, "delivery_mode": 2})
-        mark = Parcel(token, "", self._stream, flags, properties, b"", mandatory=True)
+        mark = Parcel(token, self._entrance, MARKS, flags, properties, b"", mandatory=True)
         try:
             await self._store([mark])
         except Unroutable:
             # declared when it is first needed: most services never have a suspect
-            await self._declare(self._stream)
+            await self._declare()
             await self._store([mark])
 
     async def _read_to(self, token: str) -> None:

@@ -1,27 +1,23 @@
 """The queues and exchanges at the broker: their names, in one place, and their declaration through aio-pika.
 
-Arguments of a queue are immutable at the broker, so they are what DESIGN says from the first day. Connections here are
-plain and short-lived.
+Arguments of a queue are immutable at the broker, so they are what DESIGN says from the first day.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import (
     AMQPError,
     ChannelClosed,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    ProbableAuthenticationError,
 )
 from pamqp.common import FieldTable
 
@@ -29,21 +25,32 @@ from ...errors import AccessRefused, BusUnavailable, TidegateError, TopologyMism
 from ...logs import logger
 from .. import Subscription
 from .address import Address
-from .supervisor import FIRST_PATIENCE, PATIENCE
+from .administration import administration
+from .link import LinkRefused
 
 
 DELIVERY_LIMIT: Final = 1_000
 """A backstop only: what kills workers is dead-lettered long before. Never -1: 3.10 discards after one return."""
 CONSUMER_TIMEOUT: Final = 1_800_000
-CLOSE_WITHIN: Final = 2.0
 ANSWER_WITHIN: Final = 30.0
 """Seconds that one subscription, or the delay cascade, may take to be declared before its connection is given up."""
-HEARTBEAT: Final = 10
 STREAM: Final[FieldTable] = {"x-queue-type": "stream"}
-"""Arguments of a generation of dead letters: kept without limit."""
-MARKS_LAST: Final = "7D"
+"""Arguments of a generation of dead letters, and of the record: kept without limit."""
+MARKS: Final = "suspects"
+"""The routing key of the marks: by it they go from the exchange of the retries to their stream, and no retry has it."""
+REMEDY: Final = "run `python app.py topology apply` as a user who may configure"
 SEGMENT: Final = 1_000_000
 """Bytes after which a stream begins a new file; only whole files grow old enough to go."""
+SUSPECTS: Final[FieldTable] = {
+    "x-queue-type": "stream",
+    "x-max-age": "7D",
+    "x-stream-max-segment-size-bytes": SEGMENT,
+}
+"""Arguments of the marks of suspects: kept for a week."""
+
+
+Moved: TypeAlias = Mapping[str, Mapping[str, Any]]
+NOT_MOVED: Final[Moved] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,21 @@ class Names:
         """The stream of marks of what may kill the service's workers."""
         return self.of(f"{service}.suspects")
 
+    @property
+    def record(self) -> str:
+        """The stream of what was declared."""
+        return self.of("tidegate.topology")
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue as it is declared: a subscription's, or a step in which retries wait. Names are those at the broker."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    bindings: tuple[tuple[str, str], ...] = ()
+    """Exchange and key of each."""
+
 
 def milliseconds(delay: timedelta) -> int:
     """Return the delay as the broker counts it, rounded up: never early."""
@@ -127,79 +149,40 @@ def step_arguments(names: Names, service: str, delay: timedelta) -> dict[str, An
     }
 
 
-@asynccontextmanager
-async def administration(addresses: Sequence[Address]) -> AsyncIterator[AbstractConnection]:
-    """Open a plain connection to the first host that answers, and close it in the end.
-
-    Raises AccessRefused for a definite no, and ConnectionError where no host answers, or where the connection is lost.
-    After a failure a deque of addresses is turned: a host may answer and still not serve.
-    """
-    connection = await _connect(tuple(addresses))
-    failed = True
-    try:
-        yield connection
-        failed = False
-    except asyncio.CancelledError as error:
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
-        # aiormq ends whoever waits on a connection that it lost by a cancellation
-        raise ConnectionError("the connection was lost") from error
-    except (RuntimeError, OSError, EOFError) as error:
-        # and a call on one that is gone by such as these
-        raise ConnectionError(f"the connection was lost: {error!r}") from error
-    finally:
-        if failed and isinstance(addresses, deque):
-            addresses.rotate(-1)
-        try:
-            async with asyncio.timeout(CLOSE_WITHIN):
-                await connection.close()
-        except (TimeoutError, AMQPError, RuntimeError, OSError, EOFError):
-            pass  # the peer is gone
+def queue(names: Names, subscription: Subscription) -> Queue:
+    """Return the subscription's queue."""
+    back = (names.back(subscription.service), f"*.{subscription.name}")
+    patterns = ((names.events, pattern) for pattern in subscription.patterns)
+    return Queue(names.queue(subscription), queue_arguments(names, subscription), (back, *patterns))
 
 
-async def _connect(addresses: Sequence[Address]) -> AbstractConnection:
-    reasons, refused, patience = [], None, FIRST_PATIENCE
-    while True:
-        for address in addresses:
-            try:
-                return await _connect_to(address, patience)
-            except ProbableAuthenticationError:
-                refused = AccessRefused(f"{address}: the broker refused the login of {address.login!r}")
-            except (OSError, EOFError, RuntimeError, AMQPError, UnicodeError) as error:
-                reasons.append(f"{address}: {error!r}")
-        if refused is not None:
-            raise refused
-        if patience == PATIENCE:
-            raise ConnectionError("; ".join(reasons[-len(addresses) :]))
-        patience = PATIENCE
-
-
-async def _connect_to(address: Address, patience: float) -> AbstractConnection:
-    try:
-        return await aio_pika.connect(
-            host=address.host,
-            port=address.port,
-            login=address.login,
-            password=address.password,
-            virtualhost=address.vhost,
-            ssl=address.tls is not None,
-            ssl_context=address.tls,
-            timeout=patience,
-            heartbeat=HEARTBEAT,
-            client_properties={"connection_name": f"{address.name} administration"},
+def steps(names: Names, subscription: Subscription) -> list[Queue]:
+    """Return the queues in which the subscription's retries wait; handlers of one service share them."""
+    service, delays = subscription.service, dict.fromkeys(d for d in subscription.delays if d > timedelta())
+    return [
+        Queue(
+            names.step(service, delay),
+            step_arguments(names, service, delay),
+            ((names.retry(service), f"{milliseconds(delay)}.#"),),
         )
-    except asyncio.CancelledError as error:
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
-        raise ConnectionError("the connection was lost") from error
+        for delay in delays
+    ]
 
 
 async def declare(
-    connection: AbstractConnection, names: Names, subscriptions: Sequence[Subscription]
+    connection: AbstractConnection,
+    names: Names,
+    subscriptions: Sequence[Subscription],
+    without: Container[object] = (),
+    moved: Moved = NOT_MOVED,
+    *,
+    must: bool = False,
 ) -> dict[str, TidegateError]:
     """Declare what the subscriptions need; return what is wrong, by subscription.
 
-    A user that may not configure is no error here: what was declared before may do, and its consumer tells.
+    A user that may not configure is no error here, unless something is missing, or unless they `must`. `without` has
+    what is left out: names of queues, and bindings as queue, exchange and key. `moved` has the arguments of queues that
+    were moved to others than this version's.
     """
     faults: dict[str, TidegateError] = {}
     done: set[str] = set()
@@ -210,29 +193,53 @@ async def declare(
                 if subscription.service not in done:
                     await _declare_service(connection, channel, names, subscription.service)
                     done.add(subscription.service)
-                await _declare_subscription(channel, names, subscription)
+                await _declare_subscription(channel, names, subscription, without, moved, done)
                 await channel.close()
         except ChannelPreconditionFailed as error:
             faults[subscription.name] = mismatch(subscription.name, str(error))
         except ChannelClosed as error:
             if "ACCESS_REFUSED" not in str(error):
                 raise
-            faults[subscription.name] = AccessRefused(f"{subscription.name}: {error}")
+            if (missing := await _missing(connection, names, subscription)) is not None:
+                faults[subscription.name] = AccessRefused(f"{missing}, and cannot be declared: {error}; {REMEDY}")
+            elif must:
+                faults[subscription.name] = AccessRefused(f"{subscription.name}: {error}")
     return faults
 
 
-def mismatch(subscription: str, told: str) -> TopologyMismatch:
+async def _missing(connection: AbstractConnection, names: Names, subscription: Subscription) -> str | None:
+    """Return what the broker says of the first thing that is not there; 4.3 lets nobody look who may not configure."""
+    service = subscription.service
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN), connection.channel() as channel:
+            for exchange in (names.events, names.dead(service), names.retry(service), names.back(service)):
+                await channel.get_exchange(exchange)
+            for wanted in (queue(names, subscription), *steps(names, subscription)):
+                await channel.get_queue(wanted.name)
+    except ChannelNotFoundEntity as error:
+        return str(error)
+    except ChannelClosed as error:
+        if "ACCESS_REFUSED" not in str(error):
+            raise
+    return None
+
+
+def mismatch(subscription: str, told: str, *, movable: bool = True) -> TopologyMismatch:
     """Return the error for a queue or exchange that exists with other arguments."""
-    if "x-single-active-consumer" in told:
+    if movable and (f"queue '{subscription}'" in told or f".{subscription}'" in told):
+        single = "x-single-active-consumer" in told
+        why = (
+            "Its handler has ordered_by= and the queue was made without, or the other way round"
+            if single
+            else "It was declared by another version or by hand"
+        )
         return TopologyMismatch(
-            f"{subscription}: {told}. Its handler has ordered_by= and the queue was made without, or the other way "
-            "round, and a broker never changes what exists. Give the handler another name=, and so a queue of its own; "
-            "keep a worker of the version before until it has emptied the old queue, then delete that. Or stop the "
-            "publishers, let the queue run empty, delete it and start again."
+            f"{subscription}: {told}. {why}, and a broker never changes the arguments of what exists. "
+            f"`python app.py topology migrate {subscription}` moves the queue to these arguments, with its messages"
         )
     return TopologyMismatch(
         f"{subscription}: {told}. It was declared by another version or by hand, and a broker never changes the "
-        "arguments of what exists. Let its queue run empty and delete it, or go back to the version that made it."
+        "arguments of what exists. Let it run empty and delete it, or go back to the version that made it."
     )
 
 
@@ -273,54 +280,73 @@ async def _newest(connection: AbstractConnection, names: Names, service: str, ge
         generation += 1
 
 
-async def _declare_subscription(channel: AbstractChannel, names: Names, subscription: Subscription) -> None:
-    queue = await channel.declare_queue(
-        names.queue(subscription), durable=True, arguments=queue_arguments(names, subscription)
-    )
-    await queue.bind(names.back(subscription.service), f"*.{subscription.name}")
-    for delay in subscription.delays:
-        if delay <= timedelta():
+async def _declare_subscription(
+    channel: AbstractChannel,
+    names: Names,
+    subscription: Subscription,
+    without: Container[object],
+    moved: Moved,
+    done: set[str],
+) -> None:
+    for wanted in (queue(names, subscription), *steps(names, subscription)):
+        if wanted.name in without or wanted.name in done:
             continue
-        step = await channel.declare_queue(
-            names.step(subscription.service, delay),
-            durable=True,
-            arguments=step_arguments(names, subscription.service, delay),
+        declared = await channel.declare_queue(
+            wanted.name, durable=True, arguments=dict(moved.get(wanted.name, wanted.arguments))
         )
-        await step.bind(names.retry(subscription.service), f"{milliseconds(delay)}.#")
-    for pattern in subscription.patterns:
-        await queue.bind(names.events, pattern)
+        for exchange, key in wanted.bindings:
+            if (wanted.name, exchange, key) not in without:
+                await declared.bind(exchange, key)
+        done.add(wanted.name)
 
 
-async def declare_suspects(addresses: Sequence[Address], stream: str) -> None:
-    """Declare the stream of a service's suspects. Raises AccessRefused without the right to."""
-    arguments: FieldTable = {
-        "x-queue-type": "stream",
-        "x-max-age": MARKS_LAST,
-        "x-stream-max-segment-size-bytes": SEGMENT,
-    }
+async def declare_stream(
+    addresses: Sequence[Address], stream: str, arguments: FieldTable, entrance: tuple[str, str] | None = None
+) -> None:
+    """Declare a stream, and bind it to the exchange and key of its `entrance`.
+
+    Raises AccessRefused without the right to, and TopologyMismatch where it is another.
+    """
     try:
-        async with (
-            asyncio.timeout(ANSWER_WITHIN),
-            administration(addresses) as connection,
-            connection.channel() as channel,
-        ):
-            await channel.declare_queue(stream, durable=True, arguments=arguments)
-    except ChannelClosed as error:
-        raise AccessRefused(f"{stream}: {error}") from error
-    except (ConnectionError, AMQPError, TimeoutError) as error:
+        async with asyncio.timeout(ANSWER_WITHIN), administration(addresses) as connection:
+            await declare_stream_on(connection, stream, arguments, entrance)
+    except (LinkRefused, ConnectionError, AMQPError, TimeoutError) as error:
         raise BusUnavailable(f"{stream} cannot be declared now: {error!r}", {}) from error
 
 
+async def declare_stream_on(
+    connection: AbstractConnection, stream: str, arguments: FieldTable, entrance: tuple[str, str] | None = None
+) -> None:
+    """Declare a stream on a connection; raises as `declare_stream`, and what ended the connection."""
+    try:
+        async with connection.channel() as channel:
+            declared = await channel.declare_queue(stream, durable=True, arguments=arguments)
+            if entrance is not None:
+                await declared.bind(*entrance)
+    except ChannelPreconditionFailed as error:
+        raise mismatch(stream, str(error), movable=False) from error
+    except ChannelClosed as error:
+        raise AccessRefused(f"{stream}: {error}; {REMEDY}") from error
+
+
 async def declare_when_up(
-    addresses: Sequence[Address], names: Names, subscriptions: Sequence[Subscription], backoff: Any
+    addresses: Sequence[Address],
+    names: Names,
+    subscriptions: Sequence[Subscription],
+    backoff: Any,
+    without: Container[object] = (),
+    moved: Moved = NOT_MOVED,
 ) -> dict[str, TidegateError]:
-    """Declare as soon as a broker answers; waits without a bound. Raises AccessRefused for a definite no."""
+    """Declare as soon as a broker answers; waits without a bound.
+
+    Called by who was let in before: a login that is refused now is waited for as a broker that is away.
+    """
     told = False
     while True:
         try:
             async with administration(addresses) as connection:
-                return await declare(connection, names, subscriptions)
-        except (ConnectionError, AMQPError, TimeoutError) as error:
+                return await declare(connection, names, subscriptions, without, moved)
+        except (LinkRefused, ConnectionError, AMQPError, TimeoutError) as error:
             if not told:
                 logger().warning("the topology cannot be declared now", error=str(error) or repr(error))
             told = True

@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
 
-from ...errors import BusUnavailable, Fate, PublishError, PublishRefused, TidegateError, TopologyMismatch, Unroutable
+from ...errors import (
+    AccessRefused,
+    BusUnavailable,
+    ConfigurationError,
+    Fate,
+    PublishError,
+    PublishRefused,
+    TidegateError,
+    Unroutable,
+)
 from ...logs import logger
-from ...message import ROUTED, Outgoing
+from ...message import ROUTED, Message, Outgoing
+from ...replies import Replies
 from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
 from .address import Address, addresses
+from .admin import RabbitMQTopology
+from .answers import Answers
 from .cascade import Cascade, Ways
 from .channel import Parcel
 from .consumer import Feed, Inbox, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
 from .doubts import Doubts
+from .moves import Moves
 from .publisher import Publisher
+from .requests import Requests
 from .supervisor import Backoff, Supervisor
 from .suspects import Suspects
+
+
+READ_TRIES: Final = 3
+"""How often the record is tried to be read before anything is declared without it."""
 
 
 class RabbitMQTransport:
@@ -36,14 +56,18 @@ class RabbitMQTransport:
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
         self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
+        self._requests = Requests(self._publishing, self._names.events, settings.publish_timeout)
+        self._answers = Answers(Supervisor(hosts, "answer", log))
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
+        self._moves = Moves(hosts, self._names, settings.publish_timeout, self._consuming)
+        self._topology = RabbitMQTopology(hosts, self._names, settings.publish_timeout, self._moves)
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
         self._suspects: dict[str, Suspects] = {}
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
-        self._consuming_task: asyncio.Task[None] | None = None
+        self._started: dict[str, asyncio.Task[None]] = {}
 
     @classmethod
     @asynccontextmanager
@@ -64,8 +88,8 @@ class RabbitMQTransport:
                 await transport._dead_letters.aclose()
                 opening.cancel()
                 publishing.cancel()
-                if transport._consuming_task is not None:
-                    transport._consuming_task.cancel()
+                for task in transport._started.values():
+                    task.cancel()
         if failed is not None:
             raise failed
 
@@ -74,12 +98,30 @@ class RabbitMQTransport:
         """The dead letters of services, in their streams."""
         return self._dead_letters
 
+    @property
+    def topology(self) -> RabbitMQTopology:
+        """What is declared at the broker."""
+        return self._topology
+
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         """Declare what the subscriptions need, as soon as a broker answers."""
+        await self._declare(subscriptions)
+
+    async def _declare(self, subscriptions: Sequence[Subscription], without: Collection[object] = ()) -> None:
         # our own link waits, and says so once; only then is it aio-pika's turn
         await self._publishing.link()
+        for _ in range(READ_TRIES):
+            if await self._moves.read():
+                break
         async with self._declaring:
-            self._faults |= await topology.declare_when_up(self._addresses, self._names, subscriptions, Backoff())
+            moving = [self._names.queue(each) for each in subscriptions if self._moves.moving(each)]
+            moved = {self._names.queue(each): to for each in subscriptions if (to := self._moves.arguments(each))}
+            found = await topology.declare_when_up(
+                self._addresses, self._names, subscriptions, Backoff(), [*without, *moving], moved
+            )
+            for each in subscriptions:
+                self._faults.pop(each.name, None)
+            self._faults |= found
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Store the messages, in order; waits for the broker up to the publish timeout."""
@@ -117,20 +159,44 @@ class RabbitMQTransport:
                 fates |= {parcel.id: Fate.UNROUTABLE for parcel in parcels if parcel.key in ways}
             raise type(error)(str(error), fates) from error
 
+    @property
+    def replies(self) -> Replies:
+        """The requests that wait for their replies."""
+        return self._requests.replies
+
+    async def request(self, message: Message, *, timeout: float) -> Message:
+        """Publish a request, and return the first reply to it."""
+        self._start("requests", self._requests.keep)
+        return await self._requests.request(message, timeout)
+
     @asynccontextmanager
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[RabbitMQConsumer]:
         """Take deliveries of a subscription, through lost connections; leaving gives back the unsettled."""
-        if (fault := self._faults.get(subscription.name)) is not None and isinstance(fault, TopologyMismatch):
+        # a program that only publishes needs no second connection
+        self._start("consume link", self._consuming.keep)
+        self._start("follow the record", self._moves.keep)
+        if (fault := self._faults.get(subscription.name) or self._moves.fault(subscription)) is not None:
             raise fault
-        self._start_consuming()
-        inbox, doubts = Inbox(), Doubts()
+        inbox, doubts, told = Inbox(), Doubts(), ""
 
-        async def redeclare() -> None:
+        async def redeclare() -> ConfigurationError | None:
+            nonlocal told
             self._cascade.forget()
-            await self.declare([subscription])
+            pruned = await self._topology.declare_again(subscription, partial(self._declare, [subscription]))
+            fault = self._faults.get(subscription.name)
+            why = str(fault) if isinstance(fault, AccessRefused) else ""
+            if why and why != told:
+                logger().warning("not declared", subscription=subscription.name, error=why)
+            told = why
+            return pruned
+
+        async def ensure() -> ConfigurationError | None:
+            await self._moves.read()
+            await self._moves.over(subscription)
+            return await redeclare() or self._moves.fault(subscription)
 
         own = self._names.queue(subscription)
-        feeds = [Feed(self._consuming, own, inbox, limit, redeclare, doubts, ordered=subscription.ordered)]
+        feeds = [Feed(self._consuming, own, inbox, limit, ensure, doubts, ordered=subscription.ordered)]
         feeds += [
             Feed(self._consuming, source, inbox, limit, None, doubts, ordered=subscription.ordered)
             for source in subscription.sources
@@ -142,10 +208,14 @@ class RabbitMQTransport:
             self._publisher.publish,
             redeclare,
             self._cascade.ready,
+            self._answer,
             self._suspects_of(subscription.service),
         )
         async with asyncio.TaskGroup() as tasks:
+            if self._moves.moving(subscription):
+                feeds[0].leave()
             keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
+            keeping.append(tasks.create_task(self._leaving(subscription, feeds[0]), name=f"moves of {own}"))
             try:
                 yield RabbitMQConsumer(inbox, feeds, settling, doubts)
             finally:
@@ -155,21 +225,32 @@ class RabbitMQTransport:
     async def aclose(self) -> None:
         """End the publisher; the links close with the scope that `open` made."""
         await self._publisher.aclose()
+        await self._requests.aclose()
+        await self._answers.aclose()
+
+    async def _leaving(self, subscription: Subscription, feed: Feed) -> None:
+        async for moving in self._moves.each(subscription):
+            if moving:
+                feed.leave()
 
     def _suspects_of(self, service: str) -> Suspects:
         if service not in self._suspects:
-            stream = self._names.suspects(service)
+            stream, entrance = self._names.suspects(service), self._names.retry(service)
 
-            async def declare(stream: str) -> None:
-                await topology.declare_suspects(self._addresses, stream)
+            async def declare() -> None:
+                await topology.declare_stream(self._addresses, stream, topology.SUSPECTS, (entrance, topology.MARKS))
 
-            self._suspects[service] = Suspects(self._consuming, stream, self._publisher.publish, declare)
+            self._suspects[service] = Suspects(self._consuming, stream, entrance, self._publisher.publish, declare)
         return self._suspects[service]
 
-    def _start_consuming(self) -> None:
-        # a program that only publishes needs no second connection
-        if self._consuming_task is None and self._tasks is not None:
-            self._consuming_task = self._tasks.create_task(self._consuming.keep(), name="consume link")
+    def _answer(self, address: str, reply: Message) -> None:
+        self._start("answers", self._answers.keep)
+        self._answers.send(address, reply)
+
+    def _start(self, name: str, keep: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start what not every program needs, when it is first needed."""
+        if name not in self._started and self._tasks is not None:
+            self._started[name] = self._tasks.create_task(keep(), name=name)
 
     def _parcel(self, outgoing: Outgoing) -> Parcel:
         message = outgoing.message

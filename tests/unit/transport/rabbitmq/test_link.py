@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 
 import pamqp.frame
@@ -13,8 +14,9 @@ from bus.errors import Fate
 from bus.transport.rabbitmq import channel as channel_module
 from bus.transport.rabbitmq import link as link_module
 from bus.transport.rabbitmq import wire
+from bus.transport.rabbitmq.address import Address
 from bus.transport.rabbitmq.channel import ChannelClosed, LinkLost
-from bus.transport.rabbitmq.link import HIGH_WATER
+from bus.transport.rabbitmq.link import HIGH_WATER, Link
 
 from .peer import connected, parcel, returned
 
@@ -354,3 +356,12 @@ async def test_a_lost_link_is_never_a_cancellation() -> None:
         assert await channel.publish([parcel("2")]).future == [Fate.UNKNOWN]
         with pytest.raises(LinkLost):
             await link.channel()
+
+
+async def test_a_link_that_nobody_waits_for_any_more_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    link = Link(Address(host="127.0.0.1", port=1, vhost="/", login="guest", password="guest"))
+    link.connection_lost(None)
+    del link
+    gc.collect()
+    await asyncio.sleep(0)
+    assert "never retrieved" not in caplog.text

@@ -24,7 +24,6 @@ from .peer import connected, listening, parcel
     "greeting",
     [
         b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n",
-        b"\x15\x03\x01\x00\x02\x02\x46",  # a TLS alert
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"no",
         b"\x01\x00\x00\xff\xff\xff\xff\x00",  # a frame of 4 GiB
@@ -66,6 +65,15 @@ async def test_a_peer_that_hangs_up_is_a_lost_link() -> None:
 async def test_a_host_that_is_none_is_a_lost_link(host: str) -> None:
     with pytest.raises(LinkLost):
         await Link.connect(Address(host=host, port=1, vhost="/", login="guest", password="guest"))
+
+
+async def test_a_port_for_tls_is_a_definite_no_to_plain_amqp() -> None:
+    async with listening() as (address, peers), asyncio.TaskGroup() as tasks:
+        connecting = tasks.create_task(_error(address))
+        (await peers.get()).writer.write(b"\x15\x03\x01\x00\x02\x02\x46")
+        error = await connecting
+    assert type(error) is LinkRefused
+    assert str(error).endswith("it speaks TLS there; write amqps:// in BUS_URL")
 
 
 async def test_nobody_listening_is_a_lost_link() -> None:

@@ -1,0 +1,1 @@
+"""The container: what its files say, and the worker that runs as they say."""
