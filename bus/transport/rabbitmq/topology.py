@@ -208,7 +208,7 @@ async def declare(
 
 
 async def _missing(connection: AbstractConnection, names: Names, subscription: Subscription) -> str | None:
-    """Return what the broker says of the first thing that is not there; 4.3 lets nobody look who may not configure."""
+    """Return what the broker says of the first thing that is not there; None, too, where it lets nobody look."""
     service = subscription.service
     try:
         async with asyncio.timeout(ANSWER_WITHIN), connection.channel() as channel:
