@@ -7,15 +7,13 @@ although it raised; copies come late, and twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 from ..errors import DeliveryLost
 from ..message import Outgoing
 from ..outcome import Ack, DeadLetter, Outcome, Retry
-from ..transport import Subscription
 from ..transport.memory import MemoryConsumer, MemoryDelivery, MemoryQueue, MemoryTransport, Stored
 from .faults import Course
 
@@ -29,6 +27,7 @@ class FragileTransport(MemoryTransport):
         self._told = told
         self._up = asyncio.Event()
         self._up.set()
+        self._down_until = 0.0
         self.worker_comes_again = False
 
     def waiting(self) -> dict[str, int]:
@@ -55,18 +54,6 @@ class FragileTransport(MemoryTransport):
             await asyncio.sleep(0.05)
         await asyncio.sleep(0)
 
-    @asynccontextmanager
-    async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[MemoryConsumer]:
-        """Take deliveries of a subscription."""
-        queue = self._queue(subscription)
-        consumer = FragileConsumer(self, queue, limit)
-        queue.consumers.append(consumer)
-        try:
-            yield consumer
-        finally:
-            if consumer in queue.consumers:
-                consumer.leave()
-
     def lose_connection(self) -> None:
         """Take back what is unsettled, as when the connection breaks; the worker goes on."""
         for queue in self.queues.values():
@@ -76,11 +63,16 @@ class FragileTransport(MemoryTransport):
 
     def stop(self, seconds: float) -> None:
         """Be down for so long: nothing is published and nothing is handed out."""
+        until = asyncio.get_running_loop().time() + seconds
+        if self._up.is_set() or until > self._down_until:
+            self._down_until = until
+            asyncio.get_running_loop().call_at(until, self._start, until)
         self._up.clear()
         self.lose_connection()
-        asyncio.get_running_loop().call_later(seconds, self._start)
 
-    def _start(self) -> None:
+    def _start(self, until: float) -> None:
+        if until < self._down_until:
+            return  # another outage is longer
         self._up.set()
         for queue in self.queues.values():
             queue.hand_out()
@@ -89,6 +81,9 @@ class FragileTransport(MemoryTransport):
     def up(self) -> bool:
         """Whether it is there."""
         return self._up.is_set()
+
+    def _consumer(self, queue: MemoryQueue, limit: int) -> MemoryConsumer:
+        return FragileConsumer(self, queue, limit)
 
     def _put(self, queue: MemoryQueue, stored: Stored) -> None:
         faults = {fault.kind: fault for fault in self._course.due("copy")}

@@ -308,7 +308,7 @@ class MemoryTransport:
     async def consume(self, subscription: Subscription, *, limit: int) -> AsyncIterator[MemoryConsumer]:
         """Take deliveries of a subscription, in turns with its other consumers."""
         queue = self._queue(subscription)
-        consumer = MemoryConsumer(self, queue, limit)
+        consumer = self._consumer(queue, limit)
         queue.consumers.append(consumer)
         try:
             yield consumer
@@ -397,6 +397,9 @@ class MemoryTransport:
         by = outgoing.message.type if outgoing.address is None else None
         for queue in self._routes(outgoing):
             self._put(queue, Stored(outgoing.message, self._position(), routed_by=by))
+
+    def _consumer(self, queue: MemoryQueue, limit: int) -> MemoryConsumer:
+        return MemoryConsumer(self, queue, limit)
 
     def _put(self, queue: MemoryQueue, stored: Stored) -> None:
         queue.put(stored)

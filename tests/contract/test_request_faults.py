@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,15 +40,24 @@ class Held:
         return quote
 
 
+async def outcome(asking: Awaitable[Quoted]) -> Quoted | BusUnavailable:
+    try:
+        return await asking
+    except BusUnavailable as error:
+        return error
+
+
 async def test_r4_a_lost_connection_fails_what_waits_and_the_next_request_works(
     rabbitmq: Stage, proxy: Proxy, vhost_name: str
 ) -> None:
     held = Held()
     async with rabbitmq.hosting(held.service), staged("rabbitmq", proxy.url(vhost_name)) as far:
-        asking = [asyncio.create_task(far.bus.request(Asked(number=n), Quoted, timeout=WITHIN)) for n in range(20)]
-        await held.begun.reaches(20)
-        proxy.drop()
-        failed = await asyncio.gather(*asking, return_exceptions=True)
+        async with asyncio.TaskGroup() as tasks:
+            requests = (far.bus.request(Asked(number=n), Quoted, timeout=WITHIN) for n in range(20))
+            asking = [tasks.create_task(outcome(request)) for request in requests]
+            await held.begun.reaches(20)
+            proxy.drop()
+        failed = [task.result() for task in asking]
         assert [type(error) for error in failed] == [BusUnavailable] * 20
         assert "the request may be handled yet" in str(failed[0])
         held.go.set()
@@ -68,10 +77,11 @@ async def test_r4_a_request_waits_for_the_connection_within_its_timeout(
         with pytest.raises(BusUnavailable, match=r"not sent within 0.3 s: ") as raised:
             await far.bus.request(Asked(number=1), Quoted, timeout=0.3)
         assert list(raised.value.fates.values()) == [Fate.UNKNOWN]
-        asking = asyncio.create_task(far.bus.request(Asked(number=2), Quoted, timeout=WITHIN))
-        await asyncio.sleep(0.2)
-        heal(proxy)
-        assert (await asking).number == 2
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(far.bus.request(Asked(number=2), Quoted, timeout=WITHIN))
+            await asyncio.sleep(0.2)
+            heal(proxy)
+        assert asking.result().number == 2
     assert list(held.begun) == [2]
 
 
@@ -95,11 +105,11 @@ async def test_r4_a_dead_link_ends_requests_at_their_timeout_and_is_not_believed
 async def test_r4_a_restarted_broker_fails_what_waits_and_answers_again(own_broker: Node) -> None:
     held = Held()
     async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage, stage.hosting(held.service):
-        asking = asyncio.create_task(stage.bus.request(Asked(number=1), Quoted, timeout=60))
-        await held.begun.reaches(1)
-        await asyncio.to_thread(own_broker.stop)
-        with pytest.raises(BusUnavailable):
-            await asking
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(outcome(stage.bus.request(Asked(number=1), Quoted, timeout=60)))
+            await held.begun.reaches(1)
+            await asyncio.to_thread(own_broker.stop)
+        assert isinstance(asking.result(), BusUnavailable)
         held.go.set()
         await asyncio.to_thread(own_broker.start)
         assert (await stage.bus.request(Asked(number=2), Quoted, timeout=60)).number == 2
@@ -108,22 +118,25 @@ async def test_r4_a_restarted_broker_fails_what_waits_and_answers_again(own_brok
 async def test_r4_a_bus_that_is_closed_fails_what_waits(vhost: str) -> None:
     held = Held()
     async with staged("rabbitmq", vhost) as worker, worker.hosting(held.service):
-        async with staged("rabbitmq", vhost) as stage:
-            asking = asyncio.create_task(stage.bus.request(Asked(number=1), Quoted, timeout=WITHIN))
+        async with asyncio.TaskGroup() as tasks, staged("rabbitmq", vhost) as stage:
+            asking = tasks.create_task(outcome(stage.bus.request(Asked(number=1), Quoted, timeout=WITHIN)))
             await held.begun.reaches(1)
-        with pytest.raises(BusUnavailable):
-            await asking
+        assert isinstance(asking.result(), BusUnavailable)
         held.go.set()
 
 
 async def test_r4_the_first_answer_of_a_worker_that_stops_is_sent(rabbitmq: Stage) -> None:
     held = Held()
-    async with staged("rabbitmq", rabbitmq.settings.url) as worker, worker.hosting(held.service) as hosted:
-        asking = asyncio.create_task(rabbitmq.bus.request(Asked(number=7), Quoted, timeout=WITHIN))
+    async with (
+        asyncio.TaskGroup() as tasks,
+        staged("rabbitmq", rabbitmq.settings.url) as worker,
+        worker.hosting(held.service) as hosted,
+    ):
+        asking = tasks.create_task(rabbitmq.bus.request(Asked(number=7), Quoted, timeout=WITHIN))
         await held.begun.reaches(1)
         asyncio.get_running_loop().call_soon(held.go.set)
         await hosted.stop()
-    assert (await asking).number == 7
+    assert asking.result().number == 7
 
 
 async def test_r4_a_worker_that_is_killed_costs_no_answer(rabbitmq: Stage, tmp_path: Path) -> None:
@@ -132,11 +145,12 @@ async def test_r4_a_worker_that_is_killed_costs_no_answer(rabbitmq: Stage, tmp_p
     environment = os.environ | {"BUS_URL": rabbitmq.settings.url, "BUS_LOG_LEVEL": "error"}
     command = (sys.executable, "-m", "tests.contract.answering", str(died))
     process = await asyncio.create_subprocess_exec(*command, env=environment)
-    asking = asyncio.create_task(rabbitmq.bus.request(Asked(number=7), Quoted, timeout=WITHIN))
-    assert await asyncio.wait_for(process.wait(), WITHIN) == -signal.SIGKILL
-    assert not asking.done()
-    async with rabbitmq.hosting(answering(died)):
-        assert (await asking).number == 7
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(rabbitmq.bus.request(Asked(number=7), Quoted, timeout=WITHIN))
+        assert await asyncio.wait_for(process.wait(), WITHIN) == -signal.SIGKILL
+        assert not asking.done()
+        async with rabbitmq.hosting(answering(died)):
+            assert (await asking).number == 7
 
 
 async def test_r1_neither_side_needs_a_right_to_configure_nor_the_caller_one_to_read(

@@ -127,6 +127,17 @@ TOLD: dict[Kind, str] = {
 }
 
 
+def test_a_long_outage_is_not_ended_by_a_short_one_within_it() -> None:
+    async def timed(bus: Tester) -> None:
+        began = asyncio.get_running_loop().time()
+        await three(bus)
+        assert asyncio.get_running_loop().time() - began >= 20
+
+    ran = _run(counting(), timed, 0, [Fault("outage", 4, 20), Fault("outage", 4, 1)])
+    assert ran.error is None
+    assert sum(line.startswith("the broker is down") for line in ran.story) == 2
+
+
 def test_subscriptions_get_the_same_events_in_another_order_by_the_seed() -> None:
     service, seen = Service("two"), set()
 
