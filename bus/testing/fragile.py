@@ -11,18 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from ..errors import DeliveryLost
+from ..errors import BusUnavailable, DeliveryLost, Fate
 from ..message import Outgoing
 from ..outcome import Ack, DeadLetter, Outcome, Retry
 from ..transport.memory import MemoryConsumer, MemoryDelivery, MemoryQueue, MemoryTransport, Stored
 from .faults import Course
+from .generation import in_a_worker
 
 
 class FragileTransport(MemoryTransport):
     """A memory transport to which a course of faults happens; `told` is told of them."""
 
-    def __init__(self, course: Course, told: Callable[[str], None]) -> None:
+    def __init__(self, course: Course, told: Callable[[str], None], publish_timeout: float) -> None:
         super().__init__()
+        self._timeout = publish_timeout
         self._course = course
         self._told = told
         self._up = asyncio.Event()
@@ -35,27 +37,48 @@ class FragileTransport(MemoryTransport):
         return super().waiting() | ({"the worker starts again": 1} if self.worker_comes_again else {})
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Store the messages, through an outage, or fail; a failed publish is tried again, as by any careful program.
+        """Store the messages, or raise as any broker's client does where a handler publishes by a Bus.
 
-        So what was stored although it raised is there twice, with the same id.
+        What the scenario publishes is tried again, as by any careful program: what was stored although it raised is
+        there twice then, with the same id.
         """
+        if in_a_worker():
+            await self._publish(messages)
+        else:
+            await self.store(messages)
+
+    async def store(self, messages: Sequence[Outgoing]) -> None:
+        """Store the messages, through an outage, and again for as long as it fails."""
         while True:
-            await asyncio.sleep(0)
-            await self._up.wait()
-            faults = {fault.kind for fault in self._course.due("publish")}
-            types = ", ".join(outgoing.message.type for outgoing in messages)
-            if "refused" in faults:
-                self._told(f"publish refused: {types}")
-            else:
-                await super().publish(messages)
-                if "unsure" not in faults:
-                    break
-                self._told(f"stored, but the publish raised: {types}")
-            await asyncio.sleep(0.05)
+            try:
+                return await self._publish(messages)
+            except BusUnavailable:
+                await asyncio.sleep(0.05)
+
+    async def _publish(self, messages: Sequence[Outgoing]) -> None:
+        """Store the messages; raises BusUnavailable, and may have stored them all the same."""
+        await asyncio.sleep(0)
+        ids, types = [each.message.id for each in messages], ", ".join(each.message.type for each in messages)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._up.wait()
+        except TimeoutError:
+            raise BusUnavailable(
+                f"not sent within {self._timeout:g} s: the broker is down", dict.fromkeys(ids, Fate.UNKNOWN)
+            ) from None
+        faults = {fault.kind for fault in self._course.due("publish")}
+        if "refused" in faults:
+            self._told(f"publish refused: {types}")
+            raise BusUnavailable("the publish failed, and nothing was stored", dict.fromkeys(ids, Fate.UNKNOWN))
+        await super().publish(messages)
+        if "unsure" in faults:
+            self._told(f"stored, but the publish raised: {types}")
+            raise BusUnavailable("no confirm came; it may be stored", dict.fromkeys(ids, Fate.UNKNOWN))
         await asyncio.sleep(0)
 
     def lose_connection(self) -> None:
-        """Take back what is unsettled, as when the connection breaks; the worker goes on."""
+        """Take back what is unsettled, as when the connection breaks; the worker goes on, and no reply comes."""
+        self.replies.lost("the connection was lost")
         for queue in self.queues.values():
             for consumer in queue.consumers:
                 assert isinstance(consumer, FragileConsumer)
@@ -142,7 +165,7 @@ class FragileDelivery(MemoryDelivery):
         match outcome:
             case Ack(publish=published, reply=reply) if published:
                 self._require()
-                await self._fragile.publish(published)
+                await self._fragile.store(published)
                 outcome = Ack(reply=reply)
             case Retry() | DeadLetter():
                 self._require()

@@ -206,7 +206,8 @@ class Tester(Bus):
 
     def _note_sent(self, sent: Outgoing) -> None:
         self._sent.append(sent)
-        self._happened.append(f"published {sent.message.type} {sent.message.body.decode(errors='replace')}")
+        message = sent.message
+        self._happened.append(f"published {message.type} {message.id[:8]} {message.body.decode(errors='replace')}")
 
     async def _start(self) -> None:
         self.worker = Worker(
