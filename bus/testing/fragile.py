@@ -7,6 +7,7 @@ although it raised; copies come late, and twice.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -30,6 +31,7 @@ class FragileTransport(MemoryTransport):
         self._up = asyncio.Event()
         self._up.set()
         self._down_until = 0.0
+        self._stalled: Counter[str] = Counter()
         self.worker_comes_again = False
 
     def waiting(self) -> dict[str, int]:
@@ -93,6 +95,16 @@ class FragileTransport(MemoryTransport):
         self._up.clear()
         self.lose_connection()
 
+    def _stall(self, queue: MemoryQueue, seconds: float) -> None:
+        name = queue.subscription.name
+        self._stalled[name] += 1
+
+        def over() -> None:
+            self._stalled[name] -= 1
+            queue.hand_out()
+
+        asyncio.get_running_loop().call_later(seconds, over)
+
     def _start(self, until: float) -> None:
         if until < self._down_until:
             return  # another outage is longer
@@ -100,10 +112,9 @@ class FragileTransport(MemoryTransport):
         for queue in self.queues.values():
             queue.hand_out()
 
-    @property
-    def up(self) -> bool:
-        """Whether it is there."""
-        return self._up.is_set()
+    def hands_out(self, queue: MemoryQueue) -> bool:
+        """Tell whether it is there, and nothing in the queue is late."""
+        return self._up.is_set() and not self._stalled[queue.subscription.name]
 
     def _consumer(self, queue: MemoryQueue, limit: int) -> MemoryConsumer:
         return FragileConsumer(self, queue, limit)
@@ -113,6 +124,11 @@ class FragileTransport(MemoryTransport):
         name = queue.subscription.name
         if (late := faults.get("late")) is not None:
             self._told(f"late by {late.seconds:.3g} s: {stored.message.type} for {name}")
+        if late is not None and queue.subscription.ordered:
+            # a queue keeps its order: what comes after it is late too
+            queue.put(stored)
+            self._stall(queue, late.seconds)
+        elif late is not None:
             self._later(timedelta(seconds=late.seconds), lambda: queue.put(stored))
         else:
             queue.put(stored)
@@ -135,7 +151,7 @@ class FragileConsumer(MemoryConsumer):
 
     def offer(self, stored: Stored) -> bool:
         """Take the copy, while the broker is there."""
-        return self._fragile.up and super().offer(stored)
+        return self._fragile.hands_out(self._queue) and super().offer(stored)
 
     def lose(self) -> None:
         """Give back what is unsettled, and go on."""
