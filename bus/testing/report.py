@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..worker import first_leaf
 from .faults import Fault
 
 
@@ -55,6 +56,7 @@ def report(
     story: Story,
 ) -> str:
     """Return what a failed run is told by: its seed, its error and where, the faults, the story, how to repeat it."""
+    error = first_leaf(error)
     told = str(error).strip().splitlines()
     return "\n".join(
         [
