@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import Phase, settings
 
 from tests.broker.fixtures import (
     _vhosts,
@@ -20,6 +21,12 @@ from tests.broker.fixtures import (
 
 
 __all__ = ["_vhosts", "broker", "own_broker", "proxy", "pytest_configure", "pytest_unconfigure", "vhost", "vhost_name"]
+
+
+# to explain a failure takes minutes, and a deadline fails on a busy machine; `--hypothesis-profile=thorough` tries more
+settings.register_profile("quick", deadline=None, phases=set(Phase) - {Phase.explain})
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=5_000)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)
