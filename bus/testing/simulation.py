@@ -53,6 +53,7 @@ def simulate(build: Build, scenario: Scenario, *, seeds: Iterable[int] = range(1
     is lost, messages come late or twice, a publish fails, or raises although it stored, handlers are slow, the clock
     jumps. Raises SimulationFailed for the first seed that fails; `seed=4711` runs that one alone, as it was.
     """
+    __tracebackhide__ = True  # pytest shows the caller's line instead
     counts = _run(build, scenario, 0, ()).counts
     for each in seeds if seed is None else [seed]:
         faults = chosen(Random(f"faults {each}"), counts)
@@ -180,9 +181,7 @@ class Simulated(Tester):
         happened = self.trace.fault
         match fault.kind:
             case "crash":
-                running = ", ".join(handler.subscription_name for handler in +self._running)
-                within = f"; it was running {running}" if running else ""
-                happened(f"the worker crashes, and is down for {fault.seconds:.3g} s{within}")
+                happened(f"the worker crashes, and is down for {fault.seconds:.3g} s{self._under_way()}")
                 assert self._generation is not None
                 self._generation.abandon()
                 self.transport.crash()
@@ -206,6 +205,14 @@ class Simulated(Tester):
                 happened(f"a step takes {fault.seconds:.3g} s")
                 return fault.seconds
         return 0.0
+
+    def _under_way(self) -> str:
+        """Return what the worker was about, in words."""
+        running = [handler.subscription_name for handler in +self._running]
+        taken = [name for name, queue in self.transport.queues.items() if any(c.unsettled for c in queue.consumers)]
+        settling = [name for name in taken if name not in running]
+        told = f", while it ran {', '.join(running)}" if running else ""
+        return told + (f", with {', '.join(settling)} unsettled" if settling else "")
 
     def _end(self, seconds: float) -> None:
         self._fragile.worker_comes_again, self._down_for = True, seconds
