@@ -239,7 +239,7 @@ def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:
         fits = len(aside.encode()) <= LONGEST_NAME
         harmful = lower in MOVED or lower.startswith(STREAMS)
         if isinstance(value, Decimal):
-            # 3.10 crashes over one in a stream, where a retry ends whose handler is gone; it drops arrays
+            # a stream, where a retry ends whose handler is gone, crashes what dead-letters one; it drops arrays
             if fits and aside not in headers:
                 moved[aside] = [value]
             continue
@@ -247,10 +247,19 @@ def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:
             harmful, left = True, left - 1
         if fits and harmful:
             moved[aside] = value
-        else:
+        elif not (lower.startswith("x-") and _has_decimal(value)):  # of such names, 4.x keeps arrays and tables too
             # what is there by its own name counts, and not what a stranger set aside by that name
             moved.setdefault(name, value)
     return moved
+
+
+def _has_decimal(value: Any) -> bool:
+    """Tell whether a decimal is in it, at any depth."""
+    if isinstance(value, dict):
+        return any(map(_has_decimal, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_decimal, value))
+    return isinstance(value, Decimal)
 
 
 def _beside(raw: bytes) -> dict[str, str] | None:

@@ -16,7 +16,8 @@ from bus.transport.rabbitmq.channel import Received
 from bus.transport.rabbitmq.envelope import Arrived
 from bus.transport.rabbitmq.fold import Fold
 from bus.transport.rabbitmq.records import Entry
-from tests.hostile.messages import Hostile, accepted, any_message, assembled, content_header, string
+from tests.hostile.fields import string
+from tests.hostile.messages import Hostile, accepted, any_message, assembled, content_header
 
 
 KEY = "order.placed"
