@@ -57,6 +57,22 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr) -> None:
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
+    if not logging.root.handlers:
+        # what libraries warn of would stand between the lines as it is
+        logging.root.addHandler(Others())
+
+
+class Others(logging.Handler):
+    """Writes what is logged by `logging` as lines of the worker's own format."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; what cannot be written is told of as `logging` does."""
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        try:
+            told = structlog.get_logger(record.name)
+            told.log(level, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        except Exception:
+            self.handleError(record)
 
 
 def escape(text: str) -> str:

@@ -46,6 +46,7 @@ class Run:
         self.node, self.running, self.ledger, self.chosen = node, running, ledger, chosen
         self.verdicts: Counter[tuple[str, str]] = Counter()
         self.dead: set[int] = set()
+        self.wrong: list[Wrong] = []
         self.log: Counter[str] = Counter()
         self.runs = 0
         self.replayed = 0
@@ -54,7 +55,10 @@ class Run:
         """Send messages, and see each of them end."""
         await publish(self.node.url(), sent)
         found = await settled(self.ledger, self.running, sent)
-        verdicts = check(sent, self.running.read(), found)
+        already = len(self.wrong)
+        verdicts = check(sent, self.running.read(), found, self.wrong)
+        for wrong in self.wrong[already:]:
+            keep(wrong)
         self.verdicts.update((each.handler, verdicts[each.token]) for each in sent)
         self.runs += sum(map(len, self.running.told.runs.values()))
         self.dead.update(found)
@@ -94,7 +98,7 @@ class Run:
             print(f"{handler:8} " + ", ".join(f"{verdict} {n:,}" for verdict, n in each.items()))
         total = sum(self.verdicts.values())
         print(
-            f"{total:,} messages: {total - len(self.dead):,} handled, {len(self.dead):,} dead letters, 0 lost, 0 stuck"
+            f"{total:,} messages: {total - len(self.dead):,} handled, {len(self.dead):,} dead letters, {len(self.wrong)} wrong, 0 lost, 0 stuck"
         )
         print(f"{self.runs:,} runs; {self.replayed} letters replayed; log: {dict(self.log)}")
         memory = self.running.told.memory
@@ -107,7 +111,7 @@ class Run:
                 assert late[what] < early[what] * (1 + MOST_GROWTH), f"the worker grew: {what} {early} {late}"
 
 
-async def run(node: Node, folder: Path, amount: int, seeded: int, chosen: Chosen | None) -> None:
+async def run(node: Node, folder: Path, amount: int, seeded: int, chosen: Chosen | None) -> int:
     began = time.monotonic()
     with crew(node.url(), folder) as running:
         await running.started()
@@ -122,6 +126,7 @@ async def run(node: Node, folder: Path, amount: int, seeded: int, chosen: Chosen
                 print(f"{first + size:,} after {time.monotonic() - began:.0f} s", flush=True)
             await one.end()
         one.tell()
+        return len(one.wrong)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -140,18 +145,21 @@ def main(arguments: Sequence[str]) -> int:
         node.start()
         print(f"RabbitMQ {node.version()}: {given.messages:,} messages, seed {given.seed}", flush=True)
         with tempfile.TemporaryDirectory(prefix="tidegate-hostile-") as folder:
-            asyncio.run(run(node, Path(folder), given.messages, given.seed, chosen))
+            wrong = asyncio.run(run(node, Path(folder), given.messages, given.seed, chosen))
     except Wrong as error:
-        print(error)
-        print(
-            "kept:", corpus.write(FOUND, corpus.kept(error.sent, error.sent.hostile.body, "handled", str(error)[:300]))
-        )
+        keep(error)
         return 1
     finally:
         node.close()
     if chosen is not None:
         print(f"{len(chosen.least())} messages of {chosen.offered:,} go every way: {chosen.write(corpus.FOLDER)} files")
-    return 0
+    return 1 if wrong else 0
+
+
+def keep(wrong: Wrong) -> None:
+    print(str(wrong)[:3000])
+    found = corpus.kept(wrong.sent, wrong.sent.hostile.body, "wrong", str(wrong)[:300])
+    print("kept:", corpus.write(FOUND, found), flush=True)
 
 
 if __name__ == "__main__":

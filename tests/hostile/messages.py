@@ -113,6 +113,9 @@ def crossed(pool: Sequence[Hostile], chance: Random) -> Hostile:
     """Return a message of which each part is another's."""
     headers, others, words, body = (chance.choice(pool) for _ in range(4))
     given = {name: value for each in (headers, others) for name, value in each.given if chance.random() < 0.7}
+    if chance.random() < 0.6:
+        # what expires first shows the least
+        given.pop("expiration", None)
     fields = list(headers.headers)
     if sum(len(value) for _, value in (*headers.headers, *others.headers)) < LARGEST:
         fields += [field for field in others.headers if chance.random() < 0.5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ import anyio
 from bus import DeadLetter, Failure, Retry, Settings, discovery
 from bus.delivery import Runtime, running
 from bus.resources import Resources
-from bus.transport.rabbitmq import copies, envelope, records
+from bus.transport.rabbitmq import copies, envelope, records, wire
 from bus.transport.rabbitmq.channel import Received
 from bus.transport.rabbitmq.records import Entry
 
@@ -88,7 +89,7 @@ async def _go(sent: Sent) -> None:
     envelope.decode(header(flags, properties, sent.body), sent.body, f"300.hostile.{key}", ours=True)
     flags, properties, body = copies.dead_letter(raw, sent.body, message, arrived.routing_key, failure)
     again = header(flags, properties, body)
-    headers = envelope.wire.properties(again).get("headers", {}) | {"x-stream-offset": 0}
+    headers = wire.properties(again).get("headers", {}) | {"x-stream-offset": 0}
     received: Any = Received(None, b"", again, body)  # type: ignore[arg-type]
     entry = Entry(0, 0, headers, received, f"hostile.{key}", direct=True)
     records.read(entry, "hostile", "")
@@ -97,7 +98,7 @@ async def _go(sent: Sent) -> None:
 
 
 def header(flags: int, properties: bytes, body: bytes) -> bytes:
-    return envelope.wire.struct.pack(">HHQH", 60, 0, len(body), flags) + properties
+    return struct.pack(">HHQH", 60, 0, len(body), flags) + properties
 
 
 FAILURE: Final = Failure(

@@ -39,6 +39,7 @@ LOGGED: Final = {"worker starting", "worker started", "worker stopping", "worker
 }
 """What a worker says while nothing is wrong with it."""
 HANDLED: Final = "handled"
+WRONG: Final = "wrong"
 
 
 class Wrong(AssertionError):
@@ -83,6 +84,8 @@ class Ledger:
 async def opened(url: str) -> AsyncIterator[Ledger]:
     """Open a transport to look at dead letters with."""
     async with RabbitMQTransport.open(Settings(url=url)) as transport:
+        # twenty-eight quorum queues: a busy broker may take longer for them than a worker waits at a time
+        await transport._cascade.ready({}, asyncio.get_running_loop().time() + SETTLED_WITHIN)
         yield Ledger(transport)
 
 
@@ -115,17 +118,23 @@ async def settled(ledger: Ledger, running: Crew, sent: Sequence[Sent]) -> Mappin
         await asyncio.sleep(0.5)
 
 
-def check(sent: Sequence[Sent], told: Told, found: Mapping[int, Sequence[Letter]]) -> dict[int, str]:
+def check(
+    sent: Sequence[Sent], told: Told, found: Mapping[int, Sequence[Letter]], wrong: list[Wrong] | None = None
+) -> dict[int, str]:
     """Every message is accounted for, once; none was run too often, too early, or by another.
 
-    Returns what each came to: that it was handled, or the reason of its dead letter.
+    Returns what each came to: that it was handled, or the reason of its dead letter. Raises the first that is wrong,
+    or adds them to `wrong`, where that is given.
     """
     verdicts = {}
     for each in sent:
         try:
             verdicts[each.token] = _check(each, told, found.get(each.token, []))
         except AssertionError as error:
-            raise Wrong(each, error) from error
+            verdicts[each.token] = WRONG
+            if wrong is None:
+                raise Wrong(each, error) from error
+            wrong.append(Wrong(each, error))
     runs = sum(map(len, told.runs.values()))
     assert runs == sum(len(told.runs[each.token]) for each in sent), "something was run that was not sent"
     return verdicts
@@ -149,7 +158,7 @@ def _check(each: Sent, told: Told, dead: Sequence[Letter]) -> str:
     for letter in dead:
         assert reason in REASONS[each.handler], letter
         assert (letter.service, letter.handler) == ("hostile", each.handler), letter
-        assert letter.message.body == each.body or b'"specversion"' in each.body, letter
+        assert letter.message.body == each.body or b'"data"' in each.body, letter
     for first, second in pairwise(runs):
         assert second["at"] - first["at"] >= DELAYS.get(each.handler, 0), runs
         same = ("id", "type", "headers")

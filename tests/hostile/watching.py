@@ -81,7 +81,10 @@ class Crew:
                 if not line.endswith(b"\n"):
                     break
                 self._logged += len(line)
-                read = json.loads(line)
+                try:
+                    read = json.loads(line)
+                except ValueError:
+                    raise AssertionError(f"no line of a log: {(line + log.read(2000)).decode()}") from None
                 assert isinstance(read, dict)
                 yield read
 

@@ -48,6 +48,22 @@ def test_the_library_writes_to_its_hosts_logging_and_configures_nothing(caplog: 
     assert not structlog.is_configured()
 
 
+def test_what_libraries_log_is_a_line_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    stream = Terminal()
+    logs.configure("info", "json", stream)
+    logging.getLogger("aiormq").log(35, "%s was\n%s", "it", "cancelled")
+    told = json.loads(stream.written)
+    assert (told["event"], told["level"], told["logger"]) == ("it was\ncancelled", "warning", "aiormq")
+
+
+def test_what_the_host_makes_of_its_logging_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = logging.NullHandler()
+    monkeypatch.setattr(logging.root, "handlers", [own])
+    logs.configure("info", "json", Terminal())
+    assert logging.root.handlers == [own]
+
+
 def test_a_hosts_own_structlog_is_used_where_there_is_one() -> None:
     seen: list[Any] = []
 
