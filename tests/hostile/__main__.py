@@ -97,9 +97,9 @@ class Run:
             each = {verdict: n for (whose, verdict), n in sorted(self.verdicts.items()) if whose == handler}
             print(f"{handler:8} " + ", ".join(f"{verdict} {n:,}" for verdict, n in each.items()))
         total = sum(self.verdicts.values())
-        print(
-            f"{total:,} messages: {total - len(self.dead):,} handled, {len(self.dead):,} dead letters, {len(self.wrong)} wrong, 0 lost, 0 stuck"
-        )
+        handled = total - len(self.dead)
+        print(f"{total:,} messages: {handled:,} handled, {len(self.dead):,} dead letters, 0 lost, 0 stuck")
+        print(f"{len(self.wrong)} came to something else than they have to")
         print(f"{self.runs:,} runs; {self.replayed} letters replayed; log: {dict(self.log)}")
         memory = self.running.told.memory
         for look in memory[:: max(len(memory) // 8, 1)]:
