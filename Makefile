@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check mutants bench lock clean
+.PHONY: run test versions check mutants bench lock clean
 
 run: .venv/.done ## the shop on the in-memory bus
 	@$(BIN)/python app.py demo
 
 test: .venv/.done ## every check and every test, on a real RabbitMQ too; BROKER=3.10, 4.0 or 4.3 wants that version
 	@BIN=$(BIN) sh scripts/test
+
+versions: .venv/.done ## the contract on every RabbitMQ that can be had, fetched where need be; one line says what came of each
+	@$(BIN)/python -m tests.broker.versions
 
 check: .venv/.done ## formatting, lint and types
 	@BIN=$(BIN) sh scripts/check

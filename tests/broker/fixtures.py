@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from .install import NoBroker, programs, wanted
 from .node import Node
 from .proxy import Proxy
 
@@ -25,8 +26,13 @@ BATCH = 25
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder that the processes of this run share."""
+    """Make the folder that the processes of this run share; a version that cannot be had ends the run at once."""
     if not hasattr(config, "workerinput"):
+        try:
+            if wanted():
+                programs()
+        except NoBroker as error:
+            raise pytest.UsageError(str(error)) from None
         os.environ[RUN] = tempfile.mkdtemp(prefix="tidegate-tests-")
 
 

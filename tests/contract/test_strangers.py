@@ -159,6 +159,7 @@ UNSTREAMED: dict[str, Fields] = {
     "a decimal": [(b"price", DECIMAL)],
     "a decimal in a list, of a name that is too long to be moved": [(b"x-" + b"y" * 253, array(array(DECIMAL)))],
     "a decimal in a table, behind as many x-headers as are moved": [*MANY, (b"x-prices", table([(b"tea", DECIMAL)]))],
+    "a stream's filter that is no text": [*MANY, (b"x-stream-filter-value", table([]))],
 }
 
 

@@ -64,7 +64,7 @@ class Run:
         self.dead.update(found)
         if self.chosen is not None:
             for each in sent:
-                self.chosen.offer(each, verdicts[each.token])
+                await self.chosen.offer(each, verdicts[each.token])
         if last:
             self.replayed = await replayed(self.ledger, self.running, found, 200)
         self.ledger.forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ class Chosen:
     known: set[Any] = field(default_factory=set)
     offered: int = 0
 
-    def offer(self, sent: Sent, verdict: str) -> None:
+    async def offer(self, sent: Sent, verdict: str) -> None:
         """Keep the message if it goes a new way."""
         self.offered += 1
-        ways = frozenset({*steps(sent), (sent.handler, verdict)})
+        # in a thread of its own: what else this process does is no way of the message
+        ways = frozenset({*await asyncio.to_thread(steps, sent), (sent.handler, verdict)})
         if ways <= self.known:
             return
         self.known |= ways

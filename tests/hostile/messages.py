@@ -127,8 +127,10 @@ def is_text(value: bytes) -> bool:
     return value.decode(errors="replace").encode() == value
 
 
-def decimal(name: bytes, value: bytes) -> bool:
-    """Tell whether a broker that dead-letters the header into a stream meets a decimal."""
+def deadly(name: bytes, value: bytes) -> bool:
+    """Tell whether a broker that dead-letters the header into a stream crashes over it."""
+    if name == b"x-stream-filter-value":
+        return value[:1] != b"S" or not is_text(value[5:])
     # one too many is left out here and there: these bytes may be something else's
     return value[:1] == b"D" or (name[:2] == b"x-" and value[:1] in (b"A", b"F") and b"D" in value)
 
@@ -137,7 +139,7 @@ def tame(hostile: Hostile) -> Hostile:
     """Return the message without what breaks RabbitMQ itself where a message expires in a queue.
 
     Every version stumbles over decimals, and 4.x also over those inside of what stands in an `x-` header; 3.10 over
-    `x-death` and a type of AMQP 1.0; 4.3 over properties that are no text.
+    `x-death` and a type of AMQP 1.0; 4.3 over properties that are no text; 4.x over a stream's filter that is none.
     """
     if not hostile.has("expiration"):
         return hostile
@@ -146,7 +148,7 @@ def tame(hostile: Hostile) -> Hostile:
         for name, value in hostile.given
         if (name, value) != ("type", b"amqp-1.0") and (name in NO_TEXT or is_text(value))
     }
-    headers = [(name, value) for name, value in hostile.headers if name != b"x-death" and not decimal(name, value)]
+    headers = [(name, value) for name, value in hostile.headers if name != b"x-death" and not deadly(name, value)]
     return assembled([hostile.words], {**given, "headers": headers}, hostile.body)
 
 

@@ -52,8 +52,8 @@ ROOM: Final = 4_000
 LONGEST_NAME: Final = 255
 MOST_MOVED: Final = 100
 """Headers that are moved for their `x-` alone; nobody's broker knows more, and each has a longer name then."""
-STREAMS: Final = ("x-amqp-", "x-basic-")
-"""Headers that a stream takes for its own."""
+STREAMS: Final = ("x-amqp-", "x-basic-", "x-stream-")
+"""Headers that a stream takes for its own; over one of a kind that it does not expect, 4.x crashes."""
 AMQP_10: Final = "amqp-1.0"
 """A type property that makes a stream take the body for AMQP 1.0, and crash whoever reads it."""
 HARMFUL: Final = {"type": AMQP_10, "reply_to": DIRECT_REPLIES}
