@@ -1,7 +1,7 @@
 """The corpus: messages that found something, or go a way of their own; each a small file, sent again as it was.
 
-`properties` and `body` are bytes: base64 of zlib. `verdicts` is what may become of the message: with an `expiration` it
-depends on who is first, the worker or the broker.
+`properties` and `body` are base64 of zlib. `verdict` is what the message came to when it was found, and `verdicts`
+what it may come to: with an `expiration` it depends on who is first, the worker or the broker.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def kept(sent: Sent, body: bytes, verdict: str, about: str) -> dict[str, Any]:
         "properties": _packed(sent.hostile.properties),
         "body": _packed(body),
         "has": [name for name in LOOKED_AT if sent.hostile.has(name)],
+        "verdict": verdict,
         "verdicts": verdicts,
     }
 
@@ -45,7 +46,7 @@ def write(folder: Path, message: dict[str, Any]) -> Path:
     text = json.dumps(message, indent=1) + "\n"
     digest = blake2b(text.encode(), digest_size=4).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{message['handler']}-{message['verdicts'][0]}-{digest}.json"
+    path = folder / f"{message['handler']}-{message['verdict']}-{digest}.json"
     path.write_text(text)
     return path
 
