@@ -182,7 +182,7 @@ async def late_ack(node: Node, channel: AbstractChannel) -> str:
                 ended.set_result(what)
 
         late.close_callbacks.add(lambda _, error: say("the channel is closed"))
-        underlying = await late.get_underlay_channel()
+        underlying: Any = await late.get_underlay_channel()
         await (await late.get_queue("late", ensure=False)).consume(lambda _: asyncio.sleep(0), consumer_tag="slow")
         cancelled = underlying.consumers
         async with asyncio.timeout(20):

@@ -27,15 +27,12 @@ ALL: Final = ("tests/contract", "tests/rabbitmq")
 LONGEST: Final = 3600
 CONTRACT: Final = "tests/contract/test_"
 DEPENDENT: Final = (
-    CONTRACT + "recovery.py::test_l2_a_channel_that_the_broker_closes_is_opened_again_and_what_ran_is_not_run_again",
     CONTRACT + "strangers.py::test_f1_a_retry_without_a_handler_is_a_letter_whatever_a_stream_cannot_take",
     CONTRACT + "dead_letters.py::test_f4_what_expires_in_its_queue_is_kept_with_what_the_broker_tells",
     CONTRACT + "request_strangers.py::test_r3_an_address_over_which_a_broker_ends_the_connection_costs_replies_alone",
     CONTRACT + "roles.py::test_s1_a_worker_that_may_declare_nothing_does_everything_and_says_nothing",
     CONTRACT + "links.py::test_l2_a_deleted_queue_is_declared_and_consumed_again",
-    CONTRACT + "order.py::test_d5_what_a_dead_worker_held_comes_first_to_the_standby",
     CONTRACT + "delays.py::test_p6_a_short_delay_overtakes_a_long_one",
-    "tests/rabbitmq/test_corpus.py",
 )
 """Tests of what a version does in its own way (docs/versions.md): a few seconds each."""
 
