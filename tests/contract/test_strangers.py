@@ -123,6 +123,7 @@ POISON: dict[str, tuple[Fields, dict[str, bytes]]] = {
     "the end of time": ([(b"at", b"T" + b"\xff" * 8)], {"timestamp": b"\xff" * 8}),
     "a name that is too long to be moved": ([(b"x-" + b"y" * 253, string("z"))], {}),
     "thousands of x-headers": (Bulk("moved", 6_000).fields(), {}),
+    "an address for the answer that is as long as can be": ([], {"reply_to": b"z" * 255}),
     "an id of 120 kB": ([(b"cloudEvents_id", string("i" * 120_000))], {}),
     "a made id of 120 kB": ([(b"tidegate-id", string("i" * 120_000))], {}),
     "a routing key of 120 kB": ([(b"tidegate-routing-key", string("i" * 120_000))], {}),
@@ -143,6 +144,7 @@ async def test_f4_what_a_stream_cannot_keep_is_wrapped_and_the_next_letter_is_re
         await rabbitmq.transport.dead_letters.replay(odd)
         again = await replaced(rabbitmq, odd)
     assert again.message.body == b"odd"
+    assert (again.message.reply_to or "").encode() == given.get("reply_to", b"")
     assert (again.message.id, again.message.headers) == (odd.message.id, odd.message.headers)
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from math import isfinite
 from typing import Any, Final
+from urllib.parse import quote
 
 from ...message import (
     ATTEMPT,
@@ -60,6 +61,8 @@ HARMFUL: Final = {"type": AMQP_10, "reply_to": DIRECT_REPLIES}
 """Properties of which only this value would change what the broker does."""
 KEPT: Final = frozenset(name for _, name, _ in wire.PROPERTIES) - {"cluster_id"}
 """Properties that a stream keeps."""
+LONGEST_REPLY_TO: Final = 240
+"""Bytes of a quoted reply-to that a stream gives back: 4.3 makes an address of it, which may grow too long."""
 LATEST: Final = 1 << 53
 """Seconds since 1970 that a stream, which counts milliseconds, can tell."""
 
@@ -270,7 +273,10 @@ def _beside(raw: bytes) -> dict[str, str] | None:
         return None
     headers = properties.get("headers", {})
     odd = (
-        not KEPT.issuperset(properties) or properties.get("type") == AMQP_10 or properties.get("timestamp", 0) > LATEST
+        not KEPT.issuperset(properties)
+        or properties.get("type") == AMQP_10
+        or properties.get("timestamp", 0) > LATEST
+        or len(quote(properties.get("reply_to", ""), safe="", errors="replace")) > LONGEST_REPLY_TO
     )
     if odd or any(isinstance(value, Decimal) for value in headers.values()):
         return None
