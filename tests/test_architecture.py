@@ -14,7 +14,7 @@ LONGEST_FUNCTION = 50
 
 LAYERS = (
     {"errors", "clock", "topic", "logs"},
-    {"settings", "event", "retry", "deadline", "flow", "pace"},
+    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint"},
     {"message"},
     {"outcome", "replies", "topology"},
     {"packing"},

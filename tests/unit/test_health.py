@@ -14,9 +14,10 @@ import httpx
 import pytest
 
 from bus import ConfigurationError, Event, Service, breaker, immediate
-from bus import health as health_module
+from bus import endpoint
 from bus.discovery import named
-from bus.health import from_here, served
+from bus.endpoint import from_here
+from bus.health import served
 from bus.transport.memory import MemoryConsumer
 from bus.worker import Worker
 from tests.contract.stage import Log, Stage, staged
@@ -280,13 +281,13 @@ async def test_whatever_is_sent_gets_one_answer_and_the_end(parts: list[bytes], 
 
 
 async def test_a_connection_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "LONGEST", 0.05)
+    monkeypatch.setattr(endpoint, "LONGEST", 0.05)
     async with running(inventory()) as worker:
         assert await worker.sends(b"GET /livez HTTP/1.1\r\n") == b""
 
 
 async def test_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(endpoint, "MOST_CONNECTIONS", 3)
     async with running(inventory()) as worker:
         held = [await asyncio.open_connection("127.0.0.1", worker.port) for _ in range(3)]
         assert await worker.sends(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n") == b""
