@@ -14,7 +14,7 @@ LONGEST_FUNCTION = 50
 
 LAYERS = (
     {"errors", "clock", "topic", "logs"},
-    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint"},
+    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics"},
     {"message"},
     {"outcome", "replies", "topology"},
     {"packing"},
@@ -28,6 +28,9 @@ LAYERS = (
     {"subscriber", "lanes", "ordered"},
     {"worker", "discovery"},
     {"health"},
+    {"supervised", "child"},
+    {"supervisor"},
+    {"whole"},
     {"testing", "app"},
     {"cli"},
 )

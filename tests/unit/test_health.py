@@ -13,8 +13,7 @@ import h11
 import httpx
 import pytest
 
-from bus import ConfigurationError, Event, Service, breaker, immediate
-from bus import endpoint
+from bus import ConfigurationError, Event, Service, breaker, endpoint, immediate
 from bus.discovery import named
 from bus.endpoint import from_here
 from bus.health import served
