@@ -40,7 +40,9 @@ class Child:
             self._process.send_signal(number)
 
     async def ask(self, method: str, path: str) -> Answer | None:
-        """Return its answer; None where it gives none in time."""
+        """Return its answer; None where it gives none in time, or does not answer yet."""
+        if "answering" not in self.told:
+            return None
         number = next(self._ids)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer

@@ -2,6 +2,7 @@
 
 GET  /livez          200 while the process works: its event loop answers
 GET  /readyz         200 while every handler consumes, as the broker knows it; else 503; a state for each handler
+GET  /metrics        numbers, as Prometheus reads them
 POST /pause/NAME     let a service or a handler begin nothing until POST /resume/NAME; for this machine alone
 """
 
@@ -16,17 +17,18 @@ from urllib.parse import unquote
 
 from .endpoint import Answer, Reply, Request, listening
 from .errors import ConfigurationError
+from .metrics import text
 from .middleware import breaker
+from .watchdog import Watchdog
 from .worker import MOVING, PAUSED, Worker
 
 
 @asynccontextmanager
-async def served(worker: Worker, http: str, stop: asyncio.Event) -> AsyncIterator[int | None]:
+async def served(health: Health, http: str) -> AsyncIterator[int | None]:
     """Answer for a worker at `http` ("host:port") meanwhile; "" serves nothing. Yields the port.
 
     Raises ConfigurationError where it cannot listen.
     """
-    health = Health(worker, stop)
 
     def answering(asked: Request, reply: Reply) -> None:
         reply(health.answer(asked.method, asked.path, local=asked.local))
@@ -41,6 +43,7 @@ class Health:
 
     worker: Worker
     stop: asyncio.Event
+    watchdog: Watchdog
 
     def answer(self, method: str, path: str, *, local: bool) -> Answer:
         """Return the answer to a request; `local` means that it came from this machine."""
@@ -49,20 +52,26 @@ class Health:
                 return Answer(200, "ok")
             case ("GET", ["readyz"]):
                 return self.ready()
+            case ("GET", ["metrics"]):
+                return Answer(200, text(self.watchdog.metrics()))
             case ("POST", ["pause" | "resume" as verb, name]):
                 return self._hold(verb, unquote(name), local=local)
-            case (_, ["livez" | "readyz"]):
+            case (_, ["livez" | "readyz" | "metrics"]):
                 return Answer(405, f"{method} is not answered here: GET {path}")
             case (_, ["pause" | "resume", _]):
                 return Answer(405, f"{method} is not answered here: POST {path}")
-        return Answer(404, "there are GET /livez, GET /readyz, POST /pause/NAME and POST /resume/NAME")
+        return Answer(404, "there are GET /livez, /readyz and /metrics, POST /pause/NAME and /resume/NAME")
 
     def ready(self) -> Answer:
         """Return whether every handler consumes, and the state of each."""
         states = {name: self._state(name) for name in self.worker.flows}
         ready = all(state["state"] != "not consuming" for state in states.values())
-        status = "stopping" if self.stop.is_set() else "ready" if ready else "not ready"
-        return Answer(200 if status == "ready" else 503, {"status": status, "handlers": states})
+        blocked = self.watchdog.blocked
+        status = "stopping" if self.stop.is_set() else "ready" if ready and blocked is None else "not ready"
+        told: dict[str, Any] = {"status": status, "handlers": states}
+        if blocked is not None:
+            told["blocked"] = blocked[0].fields() | {"seconds": round(blocked[1], 2)}
+        return Answer(200 if status == "ready" else 503, told)
 
     def _state(self, name: str) -> dict[str, Any]:
         """Return a handler's state, and why it is none that consumes all that it may."""

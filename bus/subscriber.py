@@ -10,6 +10,7 @@ from .outcome import Release
 from .pace import Pace
 from .service import Handler, Process, Service
 from .transport import Consumer, Delivery
+from .watchdog import HANDLING
 
 
 LONGEST_WAIT: Final = 15 * 60.0
@@ -107,6 +108,7 @@ class Subscriber:
         self, handler: Handler, gate: Gate, process: Process, unsettled: int, turn: asyncio.Lock, grace: float
     ) -> None:
         self.handler = handler
+        self._name = handler.subscription_name
         self.unsettled = unsettled
         self.limit = handler.flow.most(unsettled)
         self._gate = gate
@@ -120,7 +122,7 @@ class Subscriber:
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
         """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
         async with asyncio.TaskGroup() as tasks:
-            working = [tasks.create_task(self._work(consumer, stop)) for _ in range(self.unsettled)]
+            working = [tasks.create_task(self._work(consumer, stop), name=self._name) for _ in range(self.unsettled)]
             following = tasks.create_task(self._follow(consumer))
             await stop.wait()
             following.cancel()
@@ -159,6 +161,7 @@ class Subscriber:
     async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
         task = asyncio.current_task()
         assert task is not None
+        HANDLING.set(self._name)
         while not stop.is_set():
             delivery = await anext(consumer)
             if delivery.suspect:

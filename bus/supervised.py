@@ -55,19 +55,25 @@ class Supervised:
 
         def work() -> None:
             try:
-                with self.socket.makefile("rb") as lines:
-                    for line in lines:
-                        asked = json.loads(line)
-                        answered = answer(asked["method"], asked["path"])
-                        self.tell(id=asked["id"], status=answered.status, body=answered.body)
-            except OSError:
-                pass  # reset: it is gone
-            logger().error("supervisor gone", told="nobody would start this process again: it stops")
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(grace + MARGIN)
-            os._exit(1)
+                self._answer(answer)
+            finally:
+                logger().error("supervisor gone", told="nobody would start this process again: it stops")
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(grace + MARGIN)
+                os._exit(1)
 
         threading.Thread(target=work, name="supervised", daemon=True).start()
+        self.tell(answering=True)
+
+    def _answer(self, answer: Callable[[str, str], Answer]) -> None:
+        try:
+            with self.socket.makefile("rb") as lines:
+                for line in lines:
+                    asked = json.loads(line)
+                    answered = answer(asked["method"], asked["path"])
+                    self.tell(id=asked["id"], status=answered.status, body=answered.body)
+        except OSError:
+            return  # reset: the supervisor is gone as well
 
 
 def threadsafe(health: Health) -> Callable[[str, str], Answer]:
@@ -95,4 +101,4 @@ def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Answer]) -> Answ
         return done.result(WITHIN)
     except (TimeoutError, RuntimeError):
         done.cancel()
-        return Answer(503, "its event loop does not answer")
+        return Answer(503, "its event loop is blocked: nothing was done")

@@ -83,8 +83,8 @@ class Kept:
         self.well = True
 
     def becomes(self, state: str, cause: str = "", child: Child | None = None) -> None:
-        """Note what it is doing now, and why."""
-        self.state, self.cause, self.child, self.since = state, cause, child, clock.now()
+        """Note what it is doing now, and why the last process ended; nothing forgets that."""
+        self.state, self.cause, self.child, self.since = state, cause or self.cause, child, clock.now()
 
 
 class Supervisor:

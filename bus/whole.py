@@ -51,10 +51,9 @@ class Whole:
         processes: dict[str, Any] = {}
         for kept, answer in zip(self.kept, answers, strict=True):
             told = answer.body if answer is not None and isinstance(answer.body, dict) else {}
-            state = kept.state if kept.child is None or told else "not answering"
-            if "blocked" in told:
-                state = "blocked"
-            processes[kept.name] = _process(kept, state) | {k: v for k, v in told.items() if k == "blocked"}
+            blocked = {"blocked": told["blocked"]} if "blocked" in told else {}
+            state = "blocked" if blocked else _state(kept, answered=bool(told))
+            processes[kept.name] = _process(kept, state) | blocked
             dead = {"state": "not consuming", "why": f"its process is {state}"}
             handlers |= told.get("handlers") or dict.fromkeys(kept.handlers, dead)
         ready = all(answer is not None and answer.status == 200 for answer in answers)
@@ -102,6 +101,12 @@ class Whole:
                 return answer or Answer(503, f"process {kept.name} does not answer: nothing was done")
         known = sorted({name for kept in self.kept for name in (*kept.services, *kept.handlers)})
         return Answer(404, f"no process hosts a service or handler {name!r}; there are {', '.join(known)}")
+
+
+def _state(kept: Kept, *, answered: bool) -> str:
+    if kept.child is None or answered:
+        return kept.state
+    return "not answering" if "answering" in kept.child.told else "starting"
 
 
 def _process(kept: Kept, state: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ LONGEST_FUNCTION = 50
 LAYERS = (
     {"errors", "clock", "topic", "logs"},
     {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics"},
+    {"watchdog"},
     {"message"},
     {"outcome", "replies", "topology"},
     {"packing"},

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -19,9 +19,13 @@ from ..app import App
 from ..errors import ConfigurationError
 from ..service import Service
 from ..settings import Settings
-from ..worker import Worker
+from ..watchdog import watching
 from .errors import MISTAKE, explained
 from .signals import stop_on_signals
+
+
+if TYPE_CHECKING:
+    from ..health import Health
 
 
 MEMORY: Final = (
@@ -45,7 +49,7 @@ def run(
     supervised: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Be the worker, until SIGTERM or Ctrl-C; a second signal stops at once."""
-    from .. import health
+    from ..health import served
     from .isolate import supervise
 
     settings = environment.read()
@@ -62,12 +66,11 @@ def run(
     if not settings.url:
         logs.logger().warning("memory bus", told=MEMORY)
         settings = replace(settings, url="memory://")
-    return _on_fast_loop(_work(app, hosted, settings, lambda worker, stop: health.served(worker, settings.http, stop)))
+    return _on_fast_loop(_work(app, hosted, settings, lambda health: served(health, settings.http)))
 
 
 def _supervised(app: App, services: Sequence[str], settings: Settings, given: str) -> int:
     """Be one process of `run --isolate`; without a name, only tell what there is to host."""
-    from ..health import Health
     from ..supervised import Supervised, threadsafe
 
     name, _, descriptor = given.rpartition("=")
@@ -78,8 +81,8 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
     logs.configure(settings.log_level, settings.log_format, process=name)
 
     @asynccontextmanager
-    async def answering(worker: Worker, stop: asyncio.Event) -> AsyncIterator[None]:
-        place.answering(settings.grace, threadsafe(Health(worker, stop)))
+    async def answering(health: Health) -> AsyncIterator[None]:
+        place.answering(settings.grace, threadsafe(health))
         yield
 
     mistakes: list[str] = []
@@ -95,10 +98,12 @@ async def _work(
     app: App,
     hosted: Sequence[Service],
     settings: Settings,
-    serving: Callable[[Worker, asyncio.Event], AbstractAsyncContextManager[object]],
+    serving: Callable[[Health], AbstractAsyncContextManager[object]],
     started: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Host the services until a signal; `serving` answers for the worker meanwhile."""
+    from ..health import Health
+
     stop, log = asyncio.Event(), logs.logger()
     stop_on_signals(stop, log)
     names = [each.name for each in hosted]
@@ -110,8 +115,9 @@ async def _work(
             log.info("worker started", services=names, handlers=worker.consuming)
             started(worker.consuming)
 
-        async with serving(worker, stop):
-            await worker.run(stop, consuming)
+        with watching(worker.flows) as watchdog:
+            async with serving(Health(worker, stop, watchdog)):
+                await worker.run(stop, consuming)
     log.info("worker stopped")
     sys.stdout.flush()
     # every handler was refused its queue: whoever keeps workers running must see that this one failed

@@ -17,6 +17,7 @@ from bus.message import Outgoing
 from bus.middleware.logging import logging
 from bus.transport import Transport
 from bus.transport.memory import MemoryTransport
+from bus.watchdog import Watchdog, watching
 from bus.worker import Worker
 
 
@@ -61,10 +62,10 @@ class Log(list[T], Generic[T]):
 class Hosted:
     """A worker that runs."""
 
-    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event, worker: Worker) -> None:
+    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event, worker: Worker, watchdog: Watchdog) -> None:
         self.task = task
         self.worker = worker
-        self.health = Health(worker, stop)
+        self.health = Health(worker, stop, watchdog)
         self._stop = stop
 
     async def stop(self) -> None:
@@ -109,15 +110,16 @@ class Stage:
             middleware=middleware,
             provided=provided,
         )
-        async with asyncio.TaskGroup() as tasks:
-            hosted = Hosted(tasks.create_task(worker.run(stop, started.set)), stop, worker)
-            hosted.task.add_done_callback(lambda _: started.set())
-            async with asyncio.timeout(WITHIN):
-                await started.wait()
-            try:
-                yield hosted
-            finally:
-                stop.set()
+        with watching(worker.flows) as watchdog:
+            async with asyncio.TaskGroup() as tasks:
+                hosted = Hosted(tasks.create_task(worker.run(stop, started.set)), stop, worker, watchdog)
+                hosted.task.add_done_callback(lambda _: started.set())
+                async with asyncio.timeout(WITHIN):
+                    await started.wait()
+                try:
+                    yield hosted
+                finally:
+                    stop.set()
 
     async def declare(self, *services: Service) -> None:
         """Declare what the services subscribe to, without a worker."""
