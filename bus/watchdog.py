@@ -57,15 +57,15 @@ class Culprit:
 
 
 class Watchdog:
-    """What is known of one loop: who blocks it now, since how many seconds, and who blocked it for how long in all.
+    """What is known of one loop: who blocks it now and for how long, and who blocked it for how long in all.
 
     `who` is asked only when a beat is late. It may be read in any thread.
     """
 
     def __init__(self, who: Callable[[], Culprit], now: float, threshold: float = THRESHOLD) -> None:
-        self.blocked: tuple[Culprit, float] | None = None
         self.interval = threshold / BEATS
         self._who = who
+        self._found: tuple[Culprit, float] | None = None
         self._threshold = threshold
         self._totals: dict[tuple[str, str], float] = {}
         self._beaten = self._last_beat = self._looked = now
@@ -74,6 +74,11 @@ class Watchdog:
         self._counted = 0.0
         self._next = threshold
         self._log = logger()
+
+    @property
+    def blocked(self) -> tuple[Culprit, float] | None:
+        """Who holds the loop, and for how many seconds that was seen; None while it goes round."""
+        return self._found if self._beaten == self._last_beat else None
 
     def beat(self, now: float) -> None:
         """Note that the loop runs; on the loop."""
@@ -117,18 +122,18 @@ class Watchdog:
 
     def _blocks(self, late: float) -> None:
         culprit = self._who()
-        self.blocked = culprit, late
+        self._found = culprit, late
         self._count(culprit, late)
         if late >= self._next:
             self._next = late + min(late, RARELY)
             self._log.warning("event loop blocked", **culprit.fields(), blocked=round(late, 2), told=TOLD)
 
     def _goes_on(self, blocked: float) -> None:
-        if self.blocked is None:
+        if self._found is None:
             return
-        culprit = self.blocked[0]
+        culprit = self._found[0]
         self._count(culprit, blocked)
-        self.blocked, self._counted, self._next = None, 0.0, self._threshold
+        self._found, self._counted, self._next = None, 0.0, self._threshold
         self._log.warning("event loop goes on", **culprit.fields(), blocked=round(blocked, 2))
 
     def _count(self, culprit: Culprit, late: float) -> None:
