@@ -17,7 +17,7 @@ from bus.message import Outgoing
 from bus.middleware.logging import logging
 from bus.transport import Transport
 from bus.transport.memory import MemoryTransport
-from bus.watchdog import Watchdog, watching
+from bus.watchdog import THRESHOLD, Watchdog, watching
 from bus.worker import Worker
 
 
@@ -110,7 +110,7 @@ class Stage:
             middleware=middleware,
             provided=provided,
         )
-        with watching(worker.flows) as watchdog:
+        with watching(worker.flows, THRESHOLD) as watchdog:
             async with asyncio.TaskGroup() as tasks:
                 hosted = Hosted(tasks.create_task(worker.run(stop, started.set)), stop, worker, watchdog)
                 hosted.task.add_done_callback(lambda _: started.set())
