@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -147,3 +152,34 @@ def test_plain_text_stays_as_it_is(text: str) -> None:
 def test_only_texts_are_escaped() -> None:
     fields = {"event": "a\tb", "count": 3, "none": None, "plain": "x"}
     assert logs.escape_control(None, "info", fields) == {"event": r"a\tb", "count": 3, "none": None, "plain": "x"}
+
+
+MANY = """
+import sys
+from bus import logs
+
+logs.configure("info", sys.argv[2], process=sys.argv[1])
+for number in range(1500):
+    logs.logger().info("ack", number=number, note="x" * (number % 15 * 250), end="end")
+"""
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_lines_of_processes_that_share_a_stream_are_never_torn_and_tell_their_process(format: str) -> None:
+    ours, theirs = os.pipe()
+    # as the container has it: what is written is not gathered
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    with contextlib.ExitStack() as stack:
+        for name in ("one", "two"):
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", MANY, name, format], stderr=theirs, env=environment)
+            )
+        os.close(theirs)
+        with os.fdopen(ours) as stream:
+            lines = stream.read().splitlines()
+    if format == "json":
+        found = [(told["process"], told["number"]) for told in map(json.loads, lines)]
+    else:
+        whole = re.compile(r"\d\d:\d\d:\d\d\.\d+ \[info +\] ack +end=end note=x* number=(\d+) process=(one|two)")
+        found = [(match[2], int(match[1])) if (match := whole.fullmatch(line)) else (line, 0) for line in lines]
+    assert sorted(found) == [(name, number) for name in ("one", "two") for number in range(1500)]
