@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Final
 
 from .endpoint import Answer
@@ -30,50 +29,53 @@ WITHIN: Final = 0.5
 """Seconds that an event loop has to answer."""
 
 
-@dataclass(frozen=True, slots=True)
 class Supervised:
-    """A process's place: the name by which its supervisor knows it, and the file descriptor of its socket."""
+    """A process's place: the name by which its supervisor knows it, and the socket that the supervisor left open.
 
-    name: str
-    socket: socket.socket
+    Once the supervisor is gone, the process stops as after SIGTERM, and ends within `grace` seconds and a margin.
+    """
 
-    @staticmethod
-    def by(name: str, descriptor: int) -> Supervised:
-        """Take the socket that the supervisor left open; no child of this process inherits it."""
+    def __init__(self, name: str, descriptor: int, grace: float) -> None:
+        # no child of this process may inherit it
         os.set_inheritable(descriptor, False)
-        return Supervised(name, socket.socket(fileno=descriptor))
+        self.name = name
+        self._socket = socket.socket(fileno=descriptor)
+        self._grace = grace
+        self._sending = threading.Lock()
+        self._answer: Callable[[str, str], Answer] = lambda _, __: Answer(503, "it starts")
+        threading.Thread(target=self._watch, name="supervised", daemon=True).start()
 
-    def tell(self, **fields: Any) -> None:
-        """Tell the supervisor something, in one write; nothing happens where it is gone."""
-        try:
-            self.socket.sendall(json.dumps(fields).encode() + b"\n")
-        except OSError:
-            return  # `answering` sees that as well, and ends the process
-
-    def answering(self, grace: float, answer: Callable[[str, str], Answer]) -> None:
-        """Answer in a thread from now on. Once the supervisor is gone, stop as after SIGTERM, within `grace`."""
-
-        def work() -> None:
-            try:
-                self._answer(answer)
-            finally:
-                logger().error("supervisor gone", told="nobody would start this process again: it stops")
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(grace + MARGIN)
-                os._exit(1)
-
-        threading.Thread(target=work, name="supervised", daemon=True).start()
+    def answering(self, answer: Callable[[str, str], Answer]) -> None:
+        """Let this answer from now on, in a thread."""
+        self._answer = answer
         self.tell(answering=True)
 
-    def _answer(self, answer: Callable[[str, str], Answer]) -> None:
+    def tell(self, **fields: Any) -> None:
+        """Tell the supervisor something; nothing happens where it is gone."""
+        with self._sending:
+            try:
+                self._socket.sendall(json.dumps(fields).encode() + b"\n")
+            except OSError:
+                return  # the thread sees that as well
+
+    def _watch(self) -> None:
         try:
-            with self.socket.makefile("rb") as lines:
+            self._read()
+        finally:
+            logger().error("supervisor gone", told="nobody would start this process again: it stops")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(self._grace + MARGIN)
+            os._exit(1)
+
+    def _read(self) -> None:
+        try:
+            with self._socket.makefile("rb") as lines:
                 for line in lines:
                     asked = json.loads(line)
-                    answered = answer(asked["method"], asked["path"])
-                    self.tell(id=asked["id"], status=answered.status, body=answered.body)
+                    answer = self._answer(asked["method"], asked["path"])
+                    self.tell(id=asked["id"], status=answer.status, body=answer.body)
         except OSError:
-            return  # reset: the supervisor is gone as well
+            return  # reset: the supervisor is gone
 
 
 def threadsafe(health: Health) -> Callable[[str, str], Answer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -30,15 +31,22 @@ def supervise(settings: Settings, chosen: Sequence[str], groups: Sequence[str]) 
     command = own_command()
     log = logs.logger()
 
+    supervisor: Supervisor | None = None
+
+    def kill() -> None:
+        if supervisor is not None:
+            supervisor.kill()
+
     async def work() -> int:
+        nonlocal supervisor
         stop = asyncio.Event()
-        known = await handlers(command)
+        stop_on_signals(stop, log, kill)
+        known = await handlers(command, stop)
         if isinstance(known, int):
-            return known
+            return 0 if stop.is_set() else known
         groups_of = compartments(list(known), chosen, groups)
         processes = {name: {service: known[service] for service in of} for name, of in groups_of.items()}
         supervisor = Supervisor(processes, starting(command), grace=settings.grace, tell=tell)
-        stop_on_signals(stop, log, supervisor.kill)
         log.info("supervisor starting", processes=groups_of)
         async with answering(Whole(supervisor.kept, stop), settings.http):
             code = await supervisor.run(stop)
@@ -73,11 +81,18 @@ def starting(command: Sequence[str]) -> Callable[[str, Sequence[str]], AbstractA
     return start
 
 
-async def handlers(command: Sequence[str]) -> dict[str, list[str]] | int:
+async def handlers(command: Sequence[str], stop: asyncio.Event) -> dict[str, list[str]] | int:
     """Return the handlers of each service, as a process that imports them tells; or its exit code, where it failed."""
-    async with spawned("", command) as scout:
+
+    async def end(scout: Child) -> None:
+        await stop.wait()
+        scout.signal(signal.SIGKILL)
+
+    async with spawned("", command) as scout, asyncio.TaskGroup() as tasks:
+        ending = tasks.create_task(end(scout))
         code = await scout.ended()
-    if code < 0:
+        ending.cancel()
+    if code < 0 and not stop.is_set():
         raise ConfigurationError(f"the services cannot be imported: the process that did ended by {meaning(code)}")
     found: dict[str, list[str]] = scout.told.get("handlers", {})
     return found if code == 0 else code

@@ -74,7 +74,7 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
     from ..supervised import Supervised, threadsafe
 
     name, _, descriptor = given.rpartition("=")
-    place = Supervised.by(name, int(descriptor))
+    place = Supervised(name, int(descriptor), settings.grace)
     if not name:
         place.tell(handlers={each.name: [h.subscription_name for h in each.handlers] for each in app.services})
         return 0
@@ -82,7 +82,7 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
 
     @asynccontextmanager
     async def answering(health: Health) -> AsyncIterator[None]:
-        place.answering(settings.grace, threadsafe(health))
+        place.answering(threadsafe(health))
         yield
 
     mistakes: list[str] = []
