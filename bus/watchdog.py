@@ -30,6 +30,8 @@ BEATS: Final = 4
 """Beats, and looks for them, in the time of the threshold."""
 RARELY: Final = 60.0
 """Seconds between two lines of a block that goes on: twice as long each time, but no longer than this."""
+STOPPED: Final = 0.02
+"""Share of a processor that is less than what code takes that lets no thread run, on a machine however busy."""
 HANDLING: Final[ContextVar[str]] = ContextVar("tidegate_handling", default="")
 """The subscription whose delivery runs: tasks that a handler starts inherit it."""
 OURS: Final = str(Path(__file__).parent) + os.sep
@@ -86,15 +88,12 @@ class Watchdog:
 
     def look(self, now: float, cpu: float) -> None:
         """Look for the beat, at this time, when the process has used `cpu` seconds of processors; in the thread."""
-        beaten = self._beaten
+        beaten, still = self._beaten, self._stood_still(now, cpu)
+        self._still += still
         if beaten != self._last_beat:
             self._goes_on(beaten - self._last_beat - self.interval - self._still)
-            self._last_beat, self._still = beaten, 0.0
-        unseen = now - self._looked - self.interval
-        if unseen > self.interval and cpu - self._cpu < unseen / 2:
-            # this thread did not run either, and nothing else did: the process was stopped, or the machine slept
-            self._still += unseen
-        self._looked, self._cpu = now, cpu
+            # it may have been before this beat or after it
+            self._last_beat, self._still = beaten, still
         late = now - beaten - self.interval - self._still
         if late >= self._threshold:
             self._blocks(late)
@@ -120,6 +119,15 @@ class Watchdog:
             ),
         ]
 
+    def _stood_still(self, now: float, cpu: float) -> float:
+        """Return for how many seconds since the last look the process was stopped, or the machine slept.
+
+        Then this thread did not run either, and nothing else did.
+        """
+        unseen, busy = now - self._looked - self.interval, cpu - self._cpu - self.interval
+        self._looked, self._cpu = now, cpu
+        return unseen if unseen > self.interval and busy < unseen * STOPPED else 0.0
+
     def _blocks(self, late: float) -> None:
         culprit = self._who()
         self._found = culprit, late
@@ -129,9 +137,10 @@ class Watchdog:
             self._log.warning("event loop blocked", **culprit.fields(), blocked=round(late, 2), told=TOLD)
 
     def _goes_on(self, blocked: float) -> None:
-        if self._found is None:
+        if self._found is None and blocked < self._threshold:
             return
-        culprit = self._found[0]
+        # of C code that let no thread run, its end may be all that is seen
+        culprit = self._found[0] if self._found is not None else Culprit()
         self._count(culprit, blocked)
         self._found, self._counted, self._next = None, 0.0, self._threshold
         self._log.warning("event loop goes on", **culprit.fields(), blocked=round(blocked, 2))

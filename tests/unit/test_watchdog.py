@@ -60,7 +60,7 @@ def looking() -> Iterator[Looking]:
 
 def test_a_loop_that_goes_round_is_not_told_of(looking: Looking) -> None:
     looking.passes(600, beats=True)
-    looking.passes(1.0)
+    looking.passes(0.75)
     looking.passes(600, beats=True)
     assert looking.lines == []
     assert looking.dog.blocked is None
@@ -92,7 +92,7 @@ def test_who_blocks_it_is_told_while_it_does_ever_more_rarely_and_at_its_end(loo
 
 def test_a_process_that_was_stopped_is_not_blamed_for_it(looking: Looking) -> None:
     looking.passes(10, beats=True)
-    looking.stands(3600)
+    looking.stands(3600, cpu=INTERVAL)
     looking.passes(0.75)
     assert looking.lines == []
     looking.passes(0.5)
@@ -101,10 +101,28 @@ def test_a_process_that_was_stopped_is_not_blamed_for_it(looking: Looking) -> No
     assert looking.said("event loop goes on") == [1.5]
 
 
-def test_c_code_that_lets_no_thread_run_is_told_as_soon_as_one_runs_again(looking: Looking) -> None:
+@pytest.mark.parametrize("share", [0.98, 0.1])
+def test_c_code_that_lets_no_thread_run_is_told_as_soon_as_one_runs_again(looking: Looking, share: float) -> None:
     looking.passes(10, beats=True)
-    looking.stands(5, cpu=4.9)
+    looking.stands(5, cpu=5 * share)
     assert looking.said("event loop blocked") == [4.75]
+
+
+def test_of_c_code_that_was_over_before_a_thread_ran_the_length_is_told(looking: Looking) -> None:
+    looking.passes(10, beats=True)
+    looking.dog.beat(looking.now + 5)
+    looking.stands(5, cpu=5)
+    assert looking.said("event loop goes on") == [4.75]
+
+
+def test_a_process_that_was_stopped_and_went_on_before_the_look_is_not_blamed(looking: Looking) -> None:
+    looking.passes(10, beats=True)
+    looking.dog.beat(looking.now + 3600)
+    looking.stands(3600)
+    looking.dog.beat(looking.now + 0.1)
+    looking.stands(3600)
+    looking.passes(10, beats=True)
+    assert looking.lines == []
 
 
 def test_what_one_handler_blocks_after_the_other_is_counted_for_each(looking: Looking) -> None:
