@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import structlog
 from bus import Event, Service, watchdog
 from bus.metrics import text
 from bus.testing import Tester
-from bus.watchdog import Culprit, Watchdog, watching
+from bus.watchdog import HANDLING, Culprit, Watchdog, watching
 
 
 COOK = Culprit("kitchen", "cook", "4711", "kitchen.py:9 in cook")
@@ -158,16 +159,33 @@ async def test_the_thread_ends_with_the_watching() -> None:
     assert watchdogs() == []
 
 
+async def until_told(lines: Any) -> None:
+    """Block the loop until the watchdog has said so."""
+    until = time.monotonic() + 20
+    while not lines and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 async def test_what_blocks_outside_of_any_handler_is_told_by_its_place() -> None:
-    with structlog.testing.capture_logs() as lines:
-        until = time.monotonic() + 20
-        with watching([], threshold=0.04):
-            await asyncio.sleep(0)
-            while not lines and time.monotonic() < until:
-                time.sleep(0.01)
+    with structlog.testing.capture_logs() as lines, watching([], threshold=0.04):
+        await asyncio.sleep(0)
+        await until_told(lines)
     assert lines[0]["event"] == "event loop blocked"
     assert f"{__file__}:" in lines[0]["at"]
     assert "handler" not in lines[0]
+
+
+async def test_a_task_that_a_handler_starts_is_told_by_its_place_and_by_the_handler_where_python_knows() -> None:
+    async def cook(lines: Any) -> None:
+        HANDLING.set("kitchen.cook")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(until_told(lines))
+
+    with structlog.testing.capture_logs() as lines, watching(["kitchen.cook"], threshold=0.04):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(cook(lines))
+    assert f"{__file__}:" in lines[0]["at"]
+    assert lines[0].get("handler") == ("cook" if sys.version_info >= (3, 12) else None)
 
 
 async def test_a_handler_that_blocks_a_test_is_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:
