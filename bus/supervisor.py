@@ -80,6 +80,7 @@ class Kept:
         self.since = clock.now()
         self.restarts = 0
         self.once = False
+        self.mistaken = False
         self.well = True
 
     def becomes(self, state: str, cause: str = "", child: Child | None = None) -> None:
@@ -134,7 +135,7 @@ class Supervisor:
             if stop.is_set():
                 kept.becomes("stopped", why)
                 kept.well = code in (0, -signal.SIGTERM)
-            elif code == MISTAKE:
+            elif kept.mistaken:
                 self._give_up(kept, why, stop)
                 return
             else:
@@ -149,6 +150,7 @@ class Supervisor:
                 code = await self._end(kept, child, stop)
                 kept.child = None
             kept.once = kept.once or "started" in child.told
+            kept.mistaken = code == MISTAKE and "mistake" in child.told
             for line in child.told.get("mistake", ()):
                 if line not in self._said:
                     self._said.add(line)

@@ -20,7 +20,7 @@ from ..errors import ConfigurationError
 from ..service import Service
 from ..settings import Settings
 from ..watchdog import watching
-from .errors import MISTAKE, explained
+from .errors import MISTAKE, explained, tell
 from .signals import stop_on_signals
 
 
@@ -89,8 +89,12 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
     hosted = app.chosen(*services)
     work = _work(app, hosted, settings, answering, lambda handlers: place.tell(started=handlers))
     code = explained(lambda: _on_fast_loop(work), mistakes.append)
-    if mistakes:
+    if code == MISTAKE:
+        # each process may find the same one: it is said by the supervisor, once
         place.tell(mistake=mistakes)
+    else:
+        for text in mistakes:
+            tell(text)
     return code
 
 

@@ -127,7 +127,7 @@ async def test_each_restart_waits_twice_as_long_up_to_a_limit_and_anew_after_it_
         assert await stage.crash("till") == pytest.approx(0.25, abs=0.1)
 
 
-@pytest.mark.parametrize("code", [0, 1, 3, -signal.SIGTERM])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, -signal.SIGTERM])
 async def test_whatever_ends_unasked_is_started_again(code: int, lines: Any) -> None:
     async with staged() as (stage, _):
         await stage.crash("kitchen", code=code)
@@ -177,12 +177,12 @@ async def test_a_mistake_at_the_start_is_said_once_and_ends_the_whole(lines: Any
 
 async def test_a_mistake_once_it_ran_ends_that_process_alone_and_for_good(lines: Any) -> None:
     async with staged() as (stage, running):
-        stage.of("kitchen")[0].ends(2, started=0)
+        stage.of("kitchen")[0].ends(2, started=0, mistake=[])
         await asyncio.sleep(1000)
         assert len(stage.started) == 2
         assert stage.supervisor.kept[0].state == "failed"
         assert stage.of("till")[0].signals == []
-        stage.of("till")[0].ends(2, started=0)
+        stage.of("till")[0].ends(2, started=0, mistake=[])
         assert await running == 2
 
 
