@@ -15,9 +15,11 @@ from typing import Any
 
 import httpx
 
-from .stage import WITHIN, Log
+from .stage import Log
 
 
+WITHIN = 60.0
+"""Seconds to wait for what processes do that have to start first, on a machine that is busy."""
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import ctypes, time
@@ -65,7 +67,7 @@ class Program:
 
     async def says(self, event: str, times: int = 1, **fields: Any) -> dict[str, Any]:
         """Wait for the line of an event, and return it."""
-        await self.lines.holds(lambda _: len(self.said(event, **fields)) >= times, f"{event} {fields}")
+        await self.lines.holds(lambda _: len(self.said(event, **fields)) >= times, f"{event} {fields}", WITHIN)
         return self.said(event, **fields)[times - 1]
 
     async def asks(self, path: str, method: str = "GET") -> httpx.Response:

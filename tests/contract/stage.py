@@ -49,14 +49,14 @@ class Log(list[T], Generic[T]):
     async def reaches(self, size: int) -> None:
         await self.holds(lambda log: len(log) >= size, f"{size} entries")
 
-    async def holds(self, condition: Callable[[list[T]], bool], what: str) -> None:
+    async def holds(self, condition: Callable[[list[T]], bool], what: str, within: float = WITHIN) -> None:
         try:
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(within):
                 while not condition(self):
                     self._grown.clear()
                     await self._grown.wait()
         except TimeoutError:
-            raise AssertionError(f"waited {WITHIN} s for {what}; there is {list(self)[-20:]}") from None
+            raise AssertionError(f"waited {within} s for {what}; there is {list(self)[-20:]}") from None
 
 
 class Hosted:
