@@ -59,6 +59,8 @@ class Supervised:
                 return  # the thread sees that as well
 
     def _watch(self) -> None:
+        # a signal that came to this thread would not wake the main one from what blocks it
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._read()
         finally:

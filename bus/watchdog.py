@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import sysconfig
 import threading
@@ -166,6 +167,8 @@ def watching(names: Container[str], threshold: float = THRESHOLD) -> Iterator[Wa
         timer = loop.call_later(watchdog.interval, beat)
 
     def work() -> None:
+        # a signal that came to this thread would not wake the main one from what blocks it
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not ended.wait(watchdog.interval):
             watchdog.look(clock.monotonic(), clock.processor())
 
