@@ -21,8 +21,9 @@ from .ordered import OrderedSubscriber
 from .ordering import keyed
 from .pace import Pace, fitted
 from .resources import Key, Resources
-from .service import Handler, Middleware, Service
+from .service import Handler, Middleware, Service, store_of
 from .settings import Settings
+from .store import OpenStore
 from .subscriber import Gate, Subscriber, prefetch
 from .transport import Consumer, Subscription, Transport
 
@@ -107,18 +108,22 @@ class Worker:
         async with AsyncExitStack() as stack:
             stack.callback(self._ended)
             opened = []
+            stores: dict[str, OpenStore] = {}
             subscriptions = [h.subscription(self._events) for service in self._services for h in service.handlers]
             async with _until(stop):
                 for service in self._services:
                     resources = Resources(service.resources, self._provided)
                     await stack.enter_async_context(resources.opened())
                     opened.append(resources)
+                    if (store := store_of(service, self._provided)) is not None:
+                        stores[service.name] = await stack.enter_async_context(store.opened())
                 await self._transport.declare(subscriptions)
             if stop.is_set():
                 return
             async with self._noting(subscriptions, started) as consuming, asyncio.TaskGroup() as tasks:
                 for service, resources in zip(self._services, opened, strict=True):
-                    tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
+                    runtime = self._runtime(service, resources, stores.get(service.name))
+                    tasks.create_task(self._host(service, runtime, stop, consuming), name=service.name)
 
     @asynccontextmanager
     async def _noting(
@@ -161,16 +166,21 @@ class Worker:
         for flow in self.flows.values():
             flow.end()
 
-    async def _host(self, service: Service, resources: Resources, stop: asyncio.Event, consuming: Countdown) -> None:
-        slots = asyncio.Semaphore(service.concurrency)
-        runtime = Runtime(
+    def _runtime(self, service: Service, resources: Resources, opened: OpenStore | None) -> Runtime:
+        store = store_of(service, self._provided)
+        return Runtime(
             settings=self._settings,
             events=self._events,
             resources=resources,
             source=f"/{self._app}/{service.name}",
             threads=anyio.CapacityLimiter(service.concurrency),
             random=self._random,
+            store=opened,
+            transaction_type=None if store is None else store.transaction_type,
         )
+
+    async def _host(self, service: Service, runtime: Runtime, stop: asyncio.Event, consuming: Countdown) -> None:
+        slots = asyncio.Semaphore(service.concurrency)
         async with asyncio.TaskGroup() as tasks:
             for declared in service.handlers:
                 handler = replace(declared, flow=self.flows[declared.subscription_name])

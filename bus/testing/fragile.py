@@ -140,10 +140,10 @@ class FragileDelivery(MemoryDelivery):
     async def settle(self, outcome: Outcome) -> None:
         """Store every copy, then ack; what comes between is a crash's or a lost connection's."""
         match outcome:
-            case Ack(publish=published, reply=reply) if published:
+            case Ack(publish=published) if published:
                 self._require()
                 await self._fragile.publish(published)
-                outcome = Ack(reply=reply)
+                outcome = replace(outcome, publish=())
             case Retry() | DeadLetter():
                 self._require()
                 self._fragile.carry_out(self._queue, self.stored, outcome)
