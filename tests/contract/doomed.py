@@ -1,4 +1,4 @@
-"""A worker in a process of its own that kills itself at a marked point: `python -m tests.contract.doomed FILE POINT`."""
+"""A worker process that kills itself at a marked point: `python -m tests.contract.doomed FILE POINT`."""
 
 from __future__ import annotations
 

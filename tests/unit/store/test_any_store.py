@@ -1,4 +1,4 @@
-"""What every store must keep: run against the SQLite store, on a file and for tests, and against one of another kind."""
+"""What every store must keep: one suite for the SQLite store, on a file and for tests, and for one of another kind."""
 
 from __future__ import annotations
 
