@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any, Final
@@ -39,7 +39,7 @@ class Worker:
     services' own; `log` is the outermost, and sees outcomes that are settled. `random` decides the jitter of policies.
 
     By the name of a handler's subscription, `flows` tells how much each takes, `consumers` who takes it, and `refused`
-    why nobody does.
+    why nobody does. `stores` are those that it has open: who lets it die without a goodbye closes them.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Worker:
         self.flows = {handler.subscription_name: Flow() for service in services for handler in service.handlers}
         self.consumers: dict[str, Consumer] = {}
         self.refused: dict[str, str] = {}
+        self.stores: list[AbstractAsyncContextManager[OpenStore]] = []
 
     def pause(self, name: str) -> None:
         """Let a service, or one handler (`inventory.reserve_stock`), begin nothing in this worker until `resume`.
@@ -116,7 +117,9 @@ class Worker:
                     await stack.enter_async_context(resources.opened())
                     opened.append(resources)
                     if (store := store_of(service, self._provided)) is not None:
-                        stores[service.name] = await stack.enter_async_context(store.opened())
+                        scope = store.opened()
+                        stores[service.name] = await stack.enter_async_context(scope)
+                        self.stores.append(scope)
                 await self._transport.declare(subscriptions)
             if stop.is_set():
                 return
@@ -161,6 +164,7 @@ class Worker:
                 flow.release(MOVING)
 
     def _ended(self) -> None:
+        self.stores.clear()
         self.refused.clear()
         self._useless.clear()
         for flow in self.flows.values():

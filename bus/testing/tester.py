@@ -163,6 +163,9 @@ class Tester(Bus):
         assert self._generation is not None
         self._generation.abandon()
         self.transport.crash()
+        for store in self.worker.stores:
+            # what the end of its process would do: what is not committed is rolled back, and locks are free
+            await store.__aexit__(None, None, None)
         self._gone.append(self._generation)
         for flow in self.worker.flows.values():
             flow.end()

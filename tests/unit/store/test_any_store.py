@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ async def test_of_two_runs_of_one_message_the_first_to_commit_counts(kind: Kind)
             await kind.write(late, "twice")
             await late.commit()
         await late.rollback()
-        await one.transaction("a").commit()  # without effects there is nothing to undo
+        with suppress(AlreadyCompleted):  # without effects there is nothing to undo
+            await one.transaction("a").commit()
     assert kind.effects() == []
 
 
