@@ -89,7 +89,7 @@ def measure(what: str, url: str) -> None:
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for number in range(ROUNDS):
         for kind, total in KINDS.items():
-            with tempfile.TemporaryDirectory(dir=".") as folder:
+            with tempfile.TemporaryDirectory() as folder:
                 name = f"bench{number}{kind.replace(' ', '_')}"
                 found[kind].append(asyncio.run(consumed(url, name, kind, total, Path(folder, "store.db"))))
     for kind, rounds in found.items():
@@ -99,7 +99,7 @@ def measure(what: str, url: str) -> None:
 
 def synced() -> float:
     """Return the milliseconds that the commit of one row takes on this disk, in SQLite alone."""
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         connection = sqlite3.connect(Path(folder, "a.db"), isolation_level=None)
         connection.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {sqlite.TABLE}")
         started = time.perf_counter()
