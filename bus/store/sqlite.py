@@ -154,10 +154,12 @@ class Line:
         try:
             await self._run(opened)
         except sqlite3.Error as error:
-            raise ConfigurationError(
-                f"SqliteStore({str(path)!r}): {error}; it needs a folder that is there and may be written to, on a "
-                "disk of this machine, and a file that is a SQLite database or new"
-            ) from error
+            remedy = (
+                "it needs a folder that is there and may be written to, and a file that is a SQLite database or new"
+            )
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                remedy = f"another process held its lock for {PATIENCE:g} s: a handler that is slow in its transaction?"
+            raise ConfigurationError(f"SqliteStore({str(path)!r}): {error}; {remedy}") from error
 
     async def roll_back(self) -> None:
         """Roll back, if there is anything to; this is asked for before any wait."""

@@ -166,6 +166,7 @@ async def test_a_middleware_that_makes_a_failure_of_a_success_undoes_what_was_wr
     async with Tester(refunding(store), middleware=[fails]) as bus:
         await bus.publish(Placed(number=1))
         await bus.settled()
+        assert bus.published(Shipped) == [Shipped(number=1)]
     assert refunds(store) == [1]
 
 
