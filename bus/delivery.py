@@ -149,8 +149,8 @@ def calling(handler: Handler, runtime: Runtime) -> Call:
 
     async def call(given: Event | Message, context: Context, delivery: Delivery) -> Any:
         values: dict[str, Any] = {name: context if key is Context else context.message for name, key in plain.items()}
-        for name in own:
-            values[name] = unit_of(delivery).transaction
+        if own:
+            values |= dict.fromkeys(own, unit_of(delivery).transaction)
         if not needs:
             return await invoke(given, values)
         failed: BaseException | None = None

@@ -161,7 +161,7 @@ async def test_d6_kill_9_between_events_completion_and_ack_doubles_no_effect(
         return await asyncio.create_subprocess_exec(*command, env=environment)
 
     await rabbitmq.declare(billing(store))
-    async with rabbitmq.hosting(collecting(ids)), asyncio.timeout(60):
+    async with rabbitmq.hosting(collecting(ids)), asyncio.timeout(100):
         await rabbitmq.bus.publish(Placed(number=1), id="a")
         # killed with its events stored and nothing committed: it runs again, with the same ids
         assert await (await worker("before")).wait() == -signal.SIGKILL

@@ -106,7 +106,8 @@ async def test_whoever_gives_up_a_transaction_leaves_no_lock(tmp_path: Path) -> 
         await asyncio.wait([task])
         await waiting.rollback()
         await holder.rollback()
-        await recording
+        async with asyncio.timeout(20):
+            await recording
         assert [await store.completed(key) for key in "abc"] == [False, False, True]
 
 
