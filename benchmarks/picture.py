@@ -28,16 +28,12 @@ def picture(found: Mapping[tuple[str, str], Row], titles: Mapping[str, str], con
         body.append(_text(LEFT - 12, top + step / 2, titles[fault], anchor="end"))
         for number, contender in enumerate(contenders):
             body += _bars(found.get((fault, contender)), top + number * BAR, COLOURS[number])
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif"'
-            ' font-size="12" role="img">',
-            "<title>Healthy services beside a sick one: throughput and p99 against the run without the fault</title>",
-            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-            *body,
-            "</svg>\n",
-        ]
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" role="img">'
     )
+    title = "<title>Healthy services beside a sick one: throughput and p99 against the run without the fault</title>"
+    ground = f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>'
+    return "\n".join([head, title, ground, *body, "</svg>\n"])
 
 
 def throughput_at(share: float) -> float:

@@ -25,7 +25,7 @@ LAYERS = (
     {"middleware", "failure", "answers"},
     {"deploys"},
     {"delivery", "client"},
-    {"subscriber", "lanes", "ordered"},
+    {"subscriber", "lanes", "ordered", "opening"},
     {"worker", "discovery"},
     {"health"},
     {"testing", "app"},

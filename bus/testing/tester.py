@@ -228,6 +228,11 @@ class Tester(Bus):
         self._owner.add_done_callback(lambda _: self._news.set())
         await started.wait()
         self._require_owner()
+        for error in self.worker.unavailable.values():
+            # a worker would try again, but a test is told
+            self._owner.cancel()
+            await asyncio.wait([self._owner])
+            raise error
 
     def _watch(self, handler: Handler, process: Process) -> Process:
         async def watched(delivery: Delivery) -> Outcome:

@@ -237,17 +237,7 @@ async def test_a_worker_can_be_stopped_while_it_declares(stage: Stage, monkeypat
     await asyncio.wait_for(running, 5)
 
 
-async def test_what_fails_at_the_start_is_raised_as_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = Service("failing")
-
-    @service.resource
-    async def pool() -> AsyncIterator[Pool]:
-        raise ConnectionError("no database")
-        yield Pool()
-
-    with pytest.raises(ConnectionError, match="no database"):
-        await worker(stage, service).run(asyncio.Event())
-
+async def test_a_refused_login_is_raised_as_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async def declare(self: object, subscriptions: object) -> None:
         raise AccessRefused("wrong password")
 
