@@ -39,7 +39,7 @@ HEALTHY = {"first": First, "second": Second}
 RATE, SICK_RATE = 150, 100
 """Events a second for each healthy service, and for the sick one."""
 FLOOD, FLOOD_RATE = 100_000, 10_000
-WARM_UP, BEFORE, DURING, AFTER = 2.0, 8.0, 10.0, 2.0
+WARM_UP, BEFORE, DURING, AFTER = 1.5, 7.0, 10.0, 2.0
 """Seconds: thrown away; without the fault; with it; and until what still waits counts as waiting."""
 READY_WITHIN = 20.0
 CONTENDERS = ("Tidegate", "FastStream")
@@ -197,7 +197,7 @@ async def run(name: str, contender: str, url: str) -> Run:
                 windows.append(await lasting(BEFORE))
                 if not fault.broken_at_start:
                     windows.append(await ill(traffic, fault, url))
-                    await asyncio.sleep(AFTER)
+                await asyncio.sleep(AFTER)
             if fault.broken_at_start:
                 async with working(contender, fault, url, folder, broken=True):
                     await until_working(traffic, folder, tuple(HEALTHY))

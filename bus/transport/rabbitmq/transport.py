@@ -30,10 +30,11 @@ from .admin import RabbitMQTopology
 from .answers import Answers
 from .cascade import Cascade, Ways
 from .channel import Parcel
-from .consumer import Feed, Inbox, RabbitMQConsumer
+from .consumer import Feed, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
 from .doubts import Doubts
+from .inbox import Inbox
 from .moves import Moves
 from .publisher import Publisher
 from .requests import Requests
@@ -65,6 +66,7 @@ class RabbitMQTransport:
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
         self._suspects: dict[str, Suspects] = {}
+        self._inboxes: set[Inbox] = set()
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._started: dict[str, asyncio.Task[None]] = {}
@@ -177,7 +179,7 @@ class RabbitMQTransport:
         self._start("follow the record", self._moves.keep)
         if (fault := self._faults.get(subscription.name) or self._moves.fault(subscription)) is not None:
             raise fault
-        inbox, doubts, told = Inbox(), Doubts(), ""
+        inbox, doubts, told = Inbox(self._inboxes), Doubts(), ""
 
         async def redeclare() -> ConfigurationError | None:
             nonlocal told
@@ -216,9 +218,11 @@ class RabbitMQTransport:
                 feeds[0].leave()
             keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
             keeping.append(tasks.create_task(self._leaving(subscription, feeds[0]), name=f"moves of {own}"))
+            self._inboxes.add(inbox)
             try:
                 yield RabbitMQConsumer(inbox, feeds, settling, doubts)
             finally:
+                self._inboxes.discard(inbox)
                 for task in keeping:
                     task.cancel()
 
