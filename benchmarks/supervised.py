@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 
-FIRST, LONGEST, LIVED = 0.2, 5.0, 10.0
-"""Seconds until the first start after an end, at most, and of a life after which the waits begin anew."""
+FIRST, LONGEST, LIVED = 0.25, 30.0, 60.0
+"""Seconds as `run --isolate` has them: until the first start after an end, at most, and of a life after which the waits
+begin anew."""
 STOPS_WITHIN = 10.0
 
 
