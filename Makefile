@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check mutants bench lock clean
+.PHONY: run test check mutants bench containment lock clean
 
 run: .venv/.done ## the shop on the in-memory bus
 	@$(BIN)/python app.py demo
@@ -18,6 +18,9 @@ mutants: .venv/.done ## break each guarantee and see its test go red
 
 bench: .venv-bench/.done ## this project, raw aio-pika and FastStream in one run, on a private broker
 	@.venv-bench/bin/python -m benchmarks
+
+containment: .venv-bench/.done ## two healthy services beside a sick one, fault by fault, with FastStream; about 13 minutes
+	@.venv-bench/bin/python -m benchmarks.containment
 
 lock: ## make the lock files anew from pyproject.toml (needs uv)
 	uv lock --quiet

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -43,6 +44,7 @@ WARM_UP, BEFORE, DURING, AFTER = 1.5, 7.0, 10.0, 2.0
 """Seconds: thrown away; without the fault; with it; and until what still waits counts as waiting."""
 READY_WITHIN = 20.0
 CONTENDERS = ("Tidegate", "FastStream")
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +248,15 @@ def measure(node: Node, chosen: list[str], contenders: list[str], rounds: int, k
     return runs
 
 
-def show(runs: list[Run], svg: Path | None) -> None:
-    """Print the table, and draw the picture."""
+def show(runs: list[Run], docs: Path | None) -> None:
+    """Print the table; put it into the docs, with the picture."""
     found, titles = rows(runs), {name: fault.title for name, fault in FAULTS.items()}
-    print(f"\n{table(found, titles, CONTENDERS)}")
-    if svg is not None:
-        svg.write_text(picture(found, titles, CONTENDERS))
+    told = table(found, titles, CONTENDERS)
+    print(f"\n{told}")
+    if docs is not None:
+        page, head = docs / "containment.md", re.escape(told.partition(":")[0])
+        page.write_text(re.sub(rf"^{head}.*?(?=\n\n)", told, page.read_text(), flags=re.MULTILINE | re.DOTALL))
+        (docs / "containment.svg").write_text(picture(found, titles, CONTENDERS))
 
 
 def main() -> None:
@@ -261,14 +266,16 @@ def main() -> None:
     parser.add_argument("--contender", choices=CONTENDERS, nargs="+", default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures there")
-    parser.add_argument("--draw", type=Path, metavar="FILE", help="show these figures, and draw docs/containment.svg")
+    parser.add_argument(
+        "--draw", type=Path, metavar="FILE", help="show these figures, and put table and picture into docs/"
+    )
     parser.add_argument("--flood", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.flood:
         asyncio.run(flood(chosen.flood))
         return
     if chosen.draw:
-        show([run_of(each) for each in json.loads(chosen.draw.read_text())], Path("docs/containment.svg"))
+        show([run_of(each) for each in json.loads(chosen.draw.read_text())], DOCS)
         return
     node = Node()
     try:

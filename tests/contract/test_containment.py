@@ -76,6 +76,25 @@ async def test_c1_a_resource_that_cannot_be_opened_holds_up_its_own_service_only
     assert f"service=sick error={why}" in said[0]
 
 
+async def test_c1_a_worker_whose_only_service_waits_for_its_resource_can_be_stopped(stage: Stage) -> None:
+    tried: Log[int] = Log()
+    service = Service("waits")
+
+    @service.resource
+    async def pool() -> AsyncIterator[Pool]:
+        tried.append(1)
+        raise ConnectionRefusedError
+        yield
+
+    @service.on(Placed)
+    async def work(placed: Placed, pool: Pool) -> None: ...
+
+    async with stage.hosting(service) as hosted:
+        await tried.reaches(2)
+        assert hosted.health.ready().status == 503
+        await hosted.stop()
+
+
 async def test_c1_what_closing_a_resource_raises_lets_the_neighbours_finish(stage: Stage) -> None:
     log: Log[str] = Log()
     closed = asyncio.Event()
