@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -203,16 +203,7 @@ class RabbitMQTransport:
             Feed(self._consuming, source, inbox, limit, None, doubts, ordered=subscription.ordered)
             for source in subscription.sources
         ]
-        settling = Settling(
-            subscription,
-            self._names,
-            self.publish,
-            self._publisher.publish,
-            redeclare,
-            self._cascade.ready,
-            self._answer,
-            self._suspects_of(subscription.service),
-        )
+        settling = self._settling(subscription, redeclare)
         async with asyncio.TaskGroup() as tasks:
             if self._moves.moving(subscription):
                 feeds[0].leave()
@@ -225,6 +216,20 @@ class RabbitMQTransport:
                 self._inboxes.discard(inbox)
                 for task in keeping:
                     task.cancel()
+
+    def _settling(
+        self, subscription: Subscription, redeclare: Callable[[], Awaitable[ConfigurationError | None]]
+    ) -> Settling:
+        return Settling(
+            subscription,
+            self._names,
+            self.publish,
+            self._publisher.publish,
+            redeclare,
+            self._cascade.ready,
+            self._answer,
+            self._suspects_of(subscription.service),
+        )
 
     async def aclose(self) -> None:
         """End the publisher; the links close with the scope that `open` made."""
