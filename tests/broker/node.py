@@ -107,6 +107,19 @@ class Node:
             os.kill(pid, signal.SIGKILL)
             _wait_for_end(pid)
 
+    def freeze(self) -> None:
+        """Stop the process without ending it; the kernel still takes connections for it."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have a process go on that was frozen."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self.pid()
+        assert pid is not None, f"{self.erlang_name} does not run"
+        os.kill(pid, number)
+
     def close(self) -> None:
         """End everything that was started here, and remove the data."""
         if self._container:
@@ -131,15 +144,19 @@ class Node:
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl and return what it printed."""
+        return self.run("rabbitmqctl", *arguments)
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of RabbitMQ's programs on the node and return what it printed; fails where the program does."""
         if self._container:
-            command = ["docker", "exec", self._container, "rabbitmqctl", "-q", *arguments]
+            command = ["docker", "exec", self._container, program, "-q", *arguments]
             environment = None
         else:
-            command = self.programs.command("rabbitmqctl", "-q", "-n", self.erlang_name, *arguments)
+            command = self.programs.command(program, "-q", "-n", self.erlang_name, *arguments)
             environment = self._environment()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
         if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout} {done.stderr}")
+            raise RuntimeError(f"{program} {' '.join(arguments)}: {done.stdout} {done.stderr}")
         return done.stdout
 
     def add_vhosts(self, names: list[str]) -> None:
