@@ -37,8 +37,7 @@ class Stage:
 
     def connections(self) -> Counter[Node]:
         """Return how many connections each node has."""
-        lines = self.living().ctl("list_connections", "--no-table-headers", "port").split()
-        return Counter(node for line in lines for node in self.cluster.nodes if str(node.port) == line)
+        return self.cluster.connections(self.living())
 
     def spread(self) -> str:
         """Return how leaders and connections are spread over the nodes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from .node import Node
 
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
-NODES: Final = ("rabbit@rabbitmq1", "rabbit@rabbitmq2", "rabbit@rabbitmq3")
+NODES: Final = ("rabbit@rabbitmq", "rabbit@rabbitmq2", "rabbit@rabbitmq3")
 """The names that the nodes have in deploy/cluster.conf."""
 
 
@@ -32,11 +33,11 @@ class Cluster:
             shutil.copy(DEPLOY / "advanced.config", node.folder)
 
     def start(self) -> None:
-        """Start the nodes, which find and join one another."""
+        """Start the nodes that do not run; they find and join one another."""
         first = self.nodes[0]
         if first.programs.image:
             raise NoBroker(MISSING)
-        self.each(Node.start)
+        self.each(lambda node: node.start() if node.pid() is None else None)
         first.ctl("await_online_nodes", str(len(self.nodes)))
 
     def each(self, do: Callable[[Node], object]) -> None:
@@ -60,6 +61,11 @@ class Cluster:
         found = self.leaders(asked)[queue]
         assert found is not None, f"nobody leads {queue}"
         return found
+
+    def connections(self, asked: Node) -> Counter[Node]:
+        """Return how many connections of clients each node has, as a living node tells."""
+        ports = Counter(asked.ctl("list_connections", "--no-table-headers", "port").split())
+        return Counter({node: ports[str(node.port)] for node in self.nodes if str(node.port) in ports})
 
     def lead(self, queue: str, node: Node, asked: Node) -> None:
         """Have a node lead a queue."""

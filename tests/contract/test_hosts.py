@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import pytest
 
 from bus import Service
-from bus.transport.rabbitmq import administration, consumer, topology
+from bus.transport.rabbitmq import administration, consumer, topology, transport
 from tests.broker.fixtures import Shared
 from tests.broker.proxy import Proxy
 
@@ -47,10 +49,23 @@ async def test_l2_of_several_hosts_the_one_that_serves_is_found_and_the_next_one
                 await log.holds(lambda seen, number=number: number in seen, f"number {number}")  # type: ignore[misc]
 
 
+async def test_l2_of_several_hosts_it_is_not_the_first_that_everybody_is_connected_to(
+    broker: Shared, vhost_name: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        hosts = [await stack.enter_async_context(Proxy(broker.port).running()) for _ in range(3)]
+        url = f"amqp://guest:guest@{','.join(f'127.0.0.1:{host.port}' for host in hosts)}/{vhost_name}"
+        for _ in range(16):  # by chance it would be one host for all of them once in 14 million runs
+            stage = await stack.enter_async_context(staged("rabbitmq", url))
+            await stage.bus.publish(Placed())
+        assert [host.connections for host in hosts].count(0) < 2
+
+
 @pytest.mark.parametrize("bytes", [0, 600, 1_100])
 async def test_l2_a_host_that_goes_silent_while_it_declares_is_left_for_the_next(
     proxy: Proxy, broker: Shared, vhost_name: str, bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(transport, "in_any_order", tuple)
     monkeypatch.setattr(topology, "ANSWER_WITHIN", 2)
     monkeypatch.setattr(administration, "FIRST_PATIENCE", 0.5)
     for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):

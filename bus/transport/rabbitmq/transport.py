@@ -25,7 +25,7 @@ from ...replies import Replies
 from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
-from .address import Address, addresses
+from .address import Address, addresses, in_any_order
 from .admin import RabbitMQTopology
 from .answers import Answers
 from .cascade import Cascade, Ways
@@ -73,7 +73,7 @@ class RabbitMQTransport:
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[RabbitMQTransport]:
         """Open the transport of `settings.url`; connects in the background. Raises ConfigurationError for a bad URL."""
-        transport = cls(settings, addresses(settings))
+        transport = cls(settings, in_any_order(addresses(settings)))
         failed: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             transport._tasks = tasks
