@@ -45,9 +45,9 @@ class Cluster:
         with ThreadPoolExecutor() as pool:
             list(pool.map(do, self.nodes))
 
-    def url(self, vhost: str = "/") -> str:
-        """Return the URL that names every node."""
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+    def url(self, vhost: str = "/", first: Node | None = None) -> str:
+        """Return the URL that names every node, in their order or one `first`."""
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in sorted(self.nodes, key=lambda node: node is not first))
         return f"amqp://guest:guest@{hosts}/{'' if vhost == '/' else vhost}"
 
     def leaders(self, asked: Node) -> dict[str, Node | None]:

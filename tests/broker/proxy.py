@@ -32,11 +32,6 @@ class Proxy:
         """Return the URL of a virtual host through the proxy."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{vhost}"
 
-    @property
-    def connections(self) -> int:
-        """How many go through it now."""
-        return len(self._open)
-
     def drop(self) -> None:
         """Reset every connection."""
         self._reset(set(self._writers))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
 
 from bus import Service
-from bus.transport.rabbitmq import administration, consumer, topology, transport
+from bus.transport.rabbitmq import administration, consumer, publisher, topology, transport
 from tests.broker.fixtures import Shared
 from tests.broker.proxy import Proxy
 
@@ -59,6 +60,26 @@ async def test_l2_of_several_hosts_it_is_not_the_first_that_everybody_is_connect
             stage = await stack.enter_async_context(staged("rabbitmq", url))
             await stage.bus.publish(Placed())
         assert [host.connections for host in hosts].count(0) < 2
+
+
+async def test_p2_of_several_hosts_one_that_answers_but_confirms_nothing_is_left_for_the_next(
+    broker: Shared, vhost_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that is cut off from its cluster, and was not told to pause."""
+    monkeypatch.setattr(publisher, "ASK_AFTER", 0.3)
+    async with Proxy(broker.port).running() as first, Proxy(broker.port).running() as second:
+        url = f"amqp://guest:guest@127.0.0.1:{first.port},127.0.0.1:{second.port}/{vhost_name}"
+        async with staged("rabbitmq", url, publish_timeout=15) as stage:
+            await stage.declare(steady(Log()))
+            await stage.bus.publish(Placed(number=1))
+            await asyncio.to_thread(broker.node.ctl, "eval", SUSPEND_CHANNELS.format(vhost=vhost_name))
+            await stage.bus.publish(Placed(number=2))
+
+
+SUSPEND_CHANNELS = (
+    "[sys:suspend(proplists:get_value(pid, I)) || "
+    'I <- rabbit_channel:info_all([pid, vhost]), proplists:get_value(vhost, I) =:= <<"{vhost}">>].'
+)
 
 
 @pytest.mark.parametrize("bytes", [0, 600, 1_100])

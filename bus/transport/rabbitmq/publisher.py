@@ -20,6 +20,8 @@ from .wire import Malformed
 
 ASK_AFTER: Final = 2.0
 """Seconds without a confirm after which a link is asked for an answer; one that is dead would be believed for long."""
+LOOKS: Final = 2
+"""How often a link is asked for an answer, while it confirms nothing, before another host is tried."""
 OPEN_WITHIN: Final = 4.0
 """Seconds after which a link is given up that does not open a channel, though it takes bytes."""
 ELECTION: Final = 5.0
@@ -61,29 +63,38 @@ class Publisher:
             tasks.create_task(self._watch(), name="publish watch")
 
     async def _watch(self) -> None:
-        """Ask the link for an answer where no confirm came for long."""
+        """Ask the link for an answer where no confirm came for long; where it answers, another host may confirm."""
         oldest: Batch | None = None
+        looks = 0
         while True:
             await asyncio.sleep(ASK_AFTER)
             waiting = next((batch for _, batch in self._deadlines if not batch.future.done()), None)
-            if waiting is not None and waiting is oldest and (channel := self._channel) is not None:
-                await self._ask(channel.link)
+            looks = looks + 1 if waiting is oldest is not None else 0
             oldest = waiting
+            if not looks or (channel := self._channel) is None or channel.link.blocked:
+                continue  # a blocked one does not answer, and says why
+            if not await self._answers(channel.link):
+                self._give_up(channel.link, f"no answer within {OPEN_WITHIN:g} s")
+            elif looks >= LOOKS and self._supervisor.hosts > 1 and not self._confirms():
+                self._give_up(channel.link, "it answers, but confirms nothing: is it cut off from its cluster?")
 
-    async def _ask(self, link: Link) -> None:
-        if link.blocked:
-            return  # it does not answer, and says why
+    def _confirms(self) -> bool:
+        """Tell whether anything was confirmed that was published after what waits longest."""
+        return any(batch.future.done() for _, batch in self._deadlines)
+
+    async def _answers(self, link: Link) -> bool:
         try:
             async with asyncio.timeout(OPEN_WITHIN):
                 (await link.channel()).leave()
         except TimeoutError:
-            self._give_up(link)
+            return False
         except ConnectionError:
-            pass
+            pass  # whoever keeps it sees that it is gone
+        return True
 
-    def _give_up(self, link: Link) -> None:
+    def _give_up(self, link: Link, why: str) -> None:
         if not link.blocked:
-            link.give_up(f"no answer within {OPEN_WITHIN:g} s")
+            link.give_up(why)
 
     async def _keep_open(self) -> None:
         """Open a channel whenever one is wanted.
@@ -239,8 +250,8 @@ class Publisher:
                     scratch.leave()
                 return await link.channel(confirm=True)
         except TimeoutError as error:
-            self._give_up(link)
-            raise LinkLost(f"no answer within {OPEN_WITHIN:g} s") from error
+            self._give_up(link, why := f"no answer within {OPEN_WITHIN:g} s")
+            raise LinkLost(why) from error
 
     def _raise_for(self, fates: dict[str, Fate], why: str, *, allowed: bool) -> None:
         told = set(fates.values())

@@ -56,6 +56,11 @@ class Supervisor:
         self._changed = asyncio.Event()
 
     @property
+    def hosts(self) -> int:
+        """How many hosts it may connect to."""
+        return len(self._addresses)
+
+    @property
     def trouble(self) -> str:
         """What is wrong with the link; empty while nothing is."""
         return self._link.blocked if self._link is not None else self._trouble
