@@ -38,7 +38,6 @@ def test_the_nodes_look_for_each_other_by_the_names_that_they_have() -> None:
     assert named == [f"rabbit@{service['hostname']}" for service in nodes().values()]
     assert [service["hostname"] for service in nodes().values()] == list(nodes())
     assert tuple(named) == NODES
-    assert f"target_cluster_size_hint = {len(named)}\n" in CONF
 
 
 def test_each_node_has_the_same_settings_and_cookie_and_data_of_its_own() -> None:

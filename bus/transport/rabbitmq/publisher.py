@@ -71,28 +71,31 @@ class Publisher:
             waiting = next((batch for _, batch in self._deadlines if not batch.future.done()), None)
             looks = looks + 1 if waiting is oldest is not None else 0
             oldest = waiting
-            if not looks or (channel := self._channel) is None or channel.link.blocked:
-                continue  # a blocked one does not answer, and says why
-            if not await self._answers(channel.link):
-                self._give_up(channel.link, f"no answer within {OPEN_WITHIN:g} s")
-            elif looks >= LOOKS and self._supervisor.hosts > 1 and not self._confirms():
+            if not looks or (channel := self._channel) is None:
+                continue
+            answers = await self._ask(channel.link)
+            if answers and looks >= LOOKS and self._supervisor.hosts > 1 and not self._confirms():
                 self._give_up(channel.link, "it answers, but confirms nothing: is it cut off from its cluster?")
 
     def _confirms(self) -> bool:
         """Tell whether anything was confirmed that was published after what waits longest."""
         return any(batch.future.done() for _, batch in self._deadlines)
 
-    async def _answers(self, link: Link) -> bool:
+    async def _ask(self, link: Link) -> bool:
+        """Tell whether the link answers; one that does not is given up, unless it is blocked, which says why."""
+        if link.blocked:
+            return False
         try:
             async with asyncio.timeout(OPEN_WITHIN):
                 (await link.channel()).leave()
         except TimeoutError:
+            self._give_up(link)
             return False
         except ConnectionError:
-            pass  # whoever keeps it sees that it is gone
+            return False
         return True
 
-    def _give_up(self, link: Link, why: str) -> None:
+    def _give_up(self, link: Link, why: str = f"no answer within {OPEN_WITHIN:g} s") -> None:
         if not link.blocked:
             link.give_up(why)
 
@@ -250,8 +253,8 @@ class Publisher:
                     scratch.leave()
                 return await link.channel(confirm=True)
         except TimeoutError as error:
-            self._give_up(link, why := f"no answer within {OPEN_WITHIN:g} s")
-            raise LinkLost(why) from error
+            self._give_up(link)
+            raise LinkLost(f"no answer within {OPEN_WITHIN:g} s") from error
 
     def _raise_for(self, fates: dict[str, Fate], why: str, *, allowed: bool) -> None:
         told = set(fates.values())
