@@ -63,22 +63,26 @@ async def test_l2_of_several_hosts_it_is_not_the_first_that_everybody_is_connect
 
 
 async def test_p2_of_several_hosts_one_that_answers_but_confirms_nothing_is_left_for_the_next(
-    broker: Shared, vhost_name: str, monkeypatch: pytest.MonkeyPatch
+    broker: Shared, vhost_name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As one does that is cut off from its cluster, and was not told to pause."""
+    """As one does that is cut off from its cluster, and was not told to pause; its consumers get nothing either."""
     monkeypatch.setattr(publisher, "ASK_AFTER", 0.3)
+    log: Log[int] = Log()
     async with Proxy(broker.port).running() as first, Proxy(broker.port).running() as second:
         url = f"amqp://guest:guest@127.0.0.1:{first.port},127.0.0.1:{second.port}/{vhost_name}"
-        async with staged("rabbitmq", url, publish_timeout=15) as stage:
-            await stage.declare(steady(Log()))
+        async with staged("rabbitmq", url, publish_timeout=15) as stage, stage.hosting(steady(log)):
             await stage.bus.publish(Placed(number=1))
-            await asyncio.to_thread(broker.node.ctl, "eval", SUSPEND_CHANNELS.format(vhost=vhost_name))
+            await asyncio.to_thread(broker.node.ctl, "eval", SUSPEND_PUBLISHERS.format(vhost=vhost_name))
             await stage.bus.publish(Placed(number=2))
+            await log.holds(lambda seen: 2 in seen, "the second")
+        left = [record.getMessage() for record in caplog.records if "confirms nothing" in record.getMessage()]
+        assert sorted("link=publish" in line for line in left) == [False, True]
+        assert "link=consume" in "".join(left)
 
 
-SUSPEND_CHANNELS = (
-    "[sys:suspend(proplists:get_value(pid, I)) || "
-    'I <- rabbit_channel:info_all([pid, vhost]), proplists:get_value(vhost, I) =:= <<"{vhost}">>].'
+SUSPEND_PUBLISHERS = (
+    "[sys:suspend(proplists:get_value(pid, I)) || I <- rabbit_channel:info_all([pid, vhost, confirm]), "
+    'proplists:get_value(vhost, I) =:= <<"{vhost}">>, proplists:get_value(confirm, I)].'
 )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Final
 
 from pamqp import commands
 
 from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
+from .address import Address
 from .channel import Batch, Channel, ChannelClosed, LinkLost, Parcel
 from .link import Link
 from .supervisor import Backoff, Supervisor
@@ -22,6 +23,7 @@ ASK_AFTER: Final = 2.0
 """Seconds without a confirm after which a link is asked for an answer; one that is dead would be believed for long."""
 LOOKS: Final = 2
 """How often a link is asked for an answer, while it confirms nothing, before another host is tried."""
+SILENT: Final = "it answers, but confirms nothing: is it cut off from its cluster?"
 OPEN_WITHIN: Final = 4.0
 """Seconds after which a link is given up that does not open a channel, though it takes bytes."""
 ELECTION: Final = 5.0
@@ -42,11 +44,20 @@ class Publisher:
     """Publishes parcels on one confirm channel of a supervised link; many tasks may publish at once.
 
     A message whose fate is unknown, because the link was lost before its confirm, is published again with the same id
-    on the next link, until the timeout. `keep` runs for as long as anyone publishes.
+    on the next link, until the timeout. `keep` runs for as long as anyone publishes. `cut_off` is told of a host that
+    confirmed nothing, where the next one did.
     """
 
-    def __init__(self, supervisor: Supervisor, exchange: str, timeout: float) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        exchange: str,
+        timeout: float,
+        cut_off: Callable[[Address, str], None] = lambda _, __: None,
+    ) -> None:
         self._supervisor = supervisor
+        self._cut_off = cut_off
+        self._left: Address | None = None
         self._exchange = exchange
         self._timeout = timeout
         self._channel: Channel | None = None
@@ -75,7 +86,13 @@ class Publisher:
                 continue
             answers = await self._ask(channel.link)
             if answers and looks >= LOOKS and self._supervisor.hosts > 1 and not self._confirms():
-                self._give_up(channel.link, "it answers, but confirms nothing: is it cut off from its cluster?")
+                self._left = channel.link.address
+                self._give_up(channel.link, SILENT)
+
+    def _tell_of_the_left(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            self._cut_off(left, SILENT)
 
     def _confirms(self) -> bool:
         """Tell whether anything was confirmed that was published after what waits longest."""
@@ -162,6 +179,8 @@ class Publisher:
                     await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
                     continue
                 told = await self._send(channel, left, deadline).future
+                if self._left not in (None, channel.link.address) and Fate.STORED in told:
+                    self._tell_of_the_left()
             if isinstance(channel.error, ChannelClosed):
                 why, allowed = channel.error.text, channel.error.code != 403
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]

@@ -55,7 +55,9 @@ class RabbitMQTransport:
         self._events = self._names.events
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
-        self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
+        self._publisher = Publisher(
+            self._publishing, self._names.events, settings.publish_timeout, self._consuming.leave
+        )
         self._requests = Requests(self._publishing, self._names.events, settings.publish_timeout)
         self._answers = Answers(Supervisor(hosts, "answer", log))
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
