@@ -94,6 +94,8 @@ async def every_fault(
             await asyncio.sleep(3)
             await settled(folder, ledger.now())
             spans[name] = began, ledger.now()
+            so_far = ledger.found(folder, *spans[name])
+            print(f"  {told[name]}\n  {asdict(so_far)}", file=sys.stderr, flush=True)
         await loading.aclose()
         await settled(folder, ledger.now())
         told["letters"] = await letters(stage.operator, folder)

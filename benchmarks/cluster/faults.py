@@ -103,7 +103,9 @@ async def rolled(stage: Stage) -> str:
     """Restart one node after the other, each drained before and revived after."""
     for node in stage.cluster.nodes:
         await asyncio.to_thread(_restarted, stage.cluster, node)
-    return await asyncio.to_thread(stage.spread)
+    before = await asyncio.to_thread(stage.spread)
+    await asyncio.to_thread(node.run, "rabbitmq-queues", "rebalance", "quorum")
+    return f"{before}; rebalanced: {await asyncio.to_thread(stage.spread)}"
 
 
 def _restarted(cluster: Cluster, node: Node) -> None:

@@ -16,7 +16,7 @@ from .certificates import Authority
 from .install import Programs, programs
 
 
-READY_WITHIN = 60.0
+READY_WITHIN = 100.0
 ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 
@@ -154,7 +154,7 @@ class Node:
         else:
             command = self.programs.command(program, "-q", "-n", self.erlang_name, *arguments)
             environment = self._environment()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=150)
         if done.returncode:
             raise RuntimeError(f"{program} {' '.join(arguments)}: {done.stdout} {done.stderr}")
         return done.stdout
