@@ -95,7 +95,7 @@ async def every_fault(
             await settled(folder, ledger.now())
             spans[name] = began, ledger.now()
             so_far = ledger.found(folder, *spans[name])
-            print(f"  {told[name]}\n  {asdict(so_far)}", file=sys.stderr, flush=True)
+            print(f"  {told[name]}; silence {so_far.longest_silence:.1f} s", file=sys.stderr, flush=True)
         await loading.aclose()
         await settled(folder, ledger.now())
         told["letters"] = await letters(stage.operator, folder)

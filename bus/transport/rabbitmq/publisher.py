@@ -15,6 +15,7 @@ from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unrou
 from .address import Address
 from .channel import Batch, Channel, ChannelClosed, LinkLost, Parcel
 from .link import Link
+from .silence import Silence
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
 
@@ -22,7 +23,7 @@ from .wire import Malformed
 ASK_AFTER: Final = 2.0
 """Seconds without a confirm after which a link is asked for an answer; one that is dead would be believed for long."""
 LOOKS: Final = 2
-"""How often a link is asked for an answer, while it confirms nothing, before another host is tried."""
+"""Looks, as far apart, between which a link confirmed nothing, before another host is tried."""
 SILENT: Final = "it answers, but confirms nothing: is it cut off from its cluster?"
 OPEN_WITHIN: Final = 4.0
 """Seconds after which a link is given up that does not open a channel, though it takes bytes."""
@@ -76,27 +77,24 @@ class Publisher:
     async def _watch(self) -> None:
         """Ask the link for an answer where no confirm came for long; where it answers, another host may confirm."""
         oldest: Batch | None = None
-        looks = 0
+        silence, looks = Silence(), 0
         while True:
             await asyncio.sleep(ASK_AFTER)
-            waiting = next((batch for _, batch in self._deadlines if not batch.future.done()), None)
-            looks = looks + 1 if waiting is oldest is not None else 0
-            oldest = waiting
-            if not looks or (channel := self._channel) is None:
+            sent = [batch for _, batch in self._deadlines]
+            waiting = next((batch for batch in sent if not batch.future.done()), None)
+            stuck, oldest = waiting is oldest is not None, waiting
+            looks = silence.look(sent, looks)
+            if (channel := self._channel) is None or not (stuck or looks >= LOOKS):
                 continue
             answers = await self._ask(channel.link)
-            if answers and looks >= LOOKS and self._supervisor.hosts > 1 and not self._confirms():
-                self._left = channel.link.address
+            if answers and looks >= LOOKS and self._supervisor.hosts > 1:
+                self._left, looks = channel.link.address, 0
                 self._give_up(channel.link, SILENT)
 
     def _tell_of_the_left(self) -> None:
         left, self._left = self._left, None
         if left is not None:
             self._cut_off(left, SILENT)
-
-    def _confirms(self) -> bool:
-        """Tell whether anything was confirmed that was published after what waits longest."""
-        return any(batch.future.done() for _, batch in self._deadlines)
 
     async def _ask(self, link: Link) -> bool:
         """Tell whether the link answers; one that does not is given up, unless it is blocked, which says why."""
