@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check mutants bench lock clean
+.PHONY: run test check mutants chaos bench lock clean
 
 run: .venv/.done ## the shop on the in-memory bus
 	@$(BIN)/python app.py demo
@@ -15,6 +15,11 @@ check: .venv/.done ## formatting, lint and types
 
 mutants: .venv/.done ## break each guarantee and see its test go red
 	@$(BIN)/python -m tests.mutants
+
+MINUTES ?= 10
+SEED    ?= 1
+chaos: .venv/.done ## kill, cut and block everything for MINUTES by SEED, and see that nothing is lost; ARGS=--cluster: three nodes
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 bench: .venv-bench/.done ## this project, raw aio-pika and FastStream in one run, on a private broker
 	@.venv-bench/bin/python -m benchmarks

@@ -42,6 +42,9 @@ def main() -> int:
     except NoBroker as error:
         print(error)
         return 2
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("Stopped; nothing was reconciled")
+        return 130
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result))
     show(result)

@@ -136,7 +136,7 @@ def destroyed(book: Book) -> Iterator[Work]:
             (
                 one.confirmed
                 for ref, one in wanted
-                if one.at > fault.begun and one.confirmed is not None and (fault.deleted, ref) in book.runs
+                if one.at > fault.healed and one.confirmed is not None and (fault.deleted, ref) in book.runs
             ),
             default=float("inf"),
         )

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from bus import Settings, client
 from tests.broker.cluster import Cluster
 from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 
+from .app import app
 from .ledger import Ledger
 from .processes import Process
 
@@ -53,6 +55,7 @@ async def opened(folder: Path, *, cluster: bool) -> AsyncIterator[World]:
         await blocking((three or nodes[0]).start)
         names = [f"worker{n}" for n in range(WORKERS)] + [f"publisher{n}" for n in range(PUBLISHERS)]
         links = [tuple([await stack.enter_async_context(Proxy(node.port).running()) for node in nodes]) for _ in names]
+        await declare(nodes[0].url())
         processes = [_process(name, folder, ledger, link) for name, link in zip(names, links, strict=True)]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(process.run()) for process in processes]
@@ -62,6 +65,13 @@ async def opened(folder: Path, *, cluster: bool) -> AsyncIterator[World]:
             finally:
                 for task in running:
                     task.cancel()
+
+
+async def declare(url: str) -> None:
+    """Have every queue before anybody publishes: an event that nobody subscribes to is nobody's."""
+    async with client.transport(Settings(url=url)) as transport:
+        handlers = [handler for service in app.services for handler in service.handlers]
+        await transport.declare([handler.subscription(app.events) for handler in handlers])
 
 
 def _process(name: str, folder: Path, ledger: Ledger, links: tuple[Proxy, ...]) -> Process:
