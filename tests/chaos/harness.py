@@ -46,15 +46,17 @@ class Attack:
         """Wait until the book shows something; tell what did not come in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                while not self._shows(condition):
+                while True:
+                    self.look()
+                    if condition():
+                        return True
                     await asyncio.sleep(LOOK_EVERY)
-                return True
         self._say(f"not within {within:g} s: {what}")
         return False
 
-    def _shows(self, condition: Callable[[], bool]) -> bool:
+    def look(self) -> None:
+        """Enter into the book what the ledgers have new."""
         self.book.add(self._reader.news())
-        return condition()
 
     def works_since(self, since: float, gone: str) -> Callable[[], bool]:
         """Return a condition: everybody did something new since, and what was published before is done.
@@ -93,7 +95,7 @@ class Attack:
                 while await waiting(self._world):
                     await asyncio.sleep(LOOK_EVERY)
         await asyncio.gather(*(worker.finish() for worker in self._world.workers))
-        self.book.add(self._reader.news())
+        self.look()
 
 
 async def attack(faults: Iterable[Planned], seconds: float, folder: Path, say: Say, *, cluster: bool) -> Result:
@@ -111,6 +113,9 @@ async def attack(faults: Iterable[Planned], seconds: float, folder: Path, say: S
         taken = time.monotonic() - begin
         await under.drain()
         letters = await dead_letters(world)
+        for name, messages in (await waiting(world)).items():
+            world.ledger.write("problem", told=f"{messages} messages are left in {name}")
+        under.look()
         left = await in_queues(world)
         version = await blocking(world.nodes[0].version)
     verdict = reconcile(under.book, letters, left)

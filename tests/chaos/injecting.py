@@ -16,11 +16,11 @@ from .world import World, blocking
 
 
 CANCEL: Final = (
-    'Name = rabbit_misc:r(<<"/">>, queue, <<"{queue}">>), {{ok, Q}} = rabbit_amqqueue:lookup(Name), '
-    "[gen_server2:cast(element(1, C), {{queue_event, Name, {{none, {{machine, eol}}}}}}) "
+    '{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)), '
+    "[rabbit_channel:send_command(element(1, C), {{'basic.cancel', element(2, C), true}}) "
     "|| C <- rabbit_amqqueue:consumers(Q)]."
 )
-"""Tells the channels of a queue's consumers that it is gone, though it is not: they cancel the consumers."""
+"""Tells the consumers of a queue that they are cancelled."""
 
 CUTS: Final[dict[str, Callable[[Proxy], None]]] = {
     "connections reset": Proxy.drop,
