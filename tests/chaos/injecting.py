@@ -8,19 +8,12 @@ from typing import Final
 
 from benchmarks.recovery import CHANNELS
 from tests.broker.proxy import Proxy
-from tests.contract.outages import alarm, heal, refuse, swallow_all, swallow_down, swallow_up
+from tests.contract.outages import CANCEL, alarm, heal, refuse, swallow_all, swallow_down, swallow_up
 
 from .events import DELETABLE
 from .faults import Planned
 from .world import World, blocking
 
-
-CANCEL: Final = (
-    '{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)), '
-    "[rabbit_channel:send_command(element(1, C), {{'basic.cancel', element(2, C), true}}) "
-    "|| C <- rabbit_amqqueue:consumers(Q)]."
-)
-"""Tells the consumers of a queue that they are cancelled."""
 
 CUTS: Final[dict[str, Callable[[Proxy], None]]] = {
     "connections reset": Proxy.drop,
@@ -51,7 +44,7 @@ async def injected(world: World, fault: Planned) -> AsyncIterator[None]:
             await blocking(node.ctl, "delete_queue", queue(fault))
             yield
         case "consumers cancelled":
-            await blocking(node.ctl, "eval", CANCEL.format(queue=queue(fault)))
+            await blocking(node.ctl, "eval", CANCEL.format(vhost="/", queue=queue(fault)))
             yield
         case "channels dead":
             await blocking(node.ctl, "eval", CHANNELS)
