@@ -69,7 +69,7 @@ class Book:
     problems: list[str] = field(default_factory=list)
     newest: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """When the newest event that a handler or worker had the effect of was published; a publisher's last confirm."""
-    _started: dict[tuple[str, str, str], Entry] = field(default_factory=dict)
+    _started: dict[tuple[str, int], Entry] = field(default_factory=dict)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Enter what is new."""
@@ -84,7 +84,7 @@ class Book:
                 case "confirmed":
                     self._confirmed(entry)
                 case "started":
-                    self._started[entry["who"], entry["handler"], entry["ref"]] = entry
+                    self._started[entry["who"], entry["run"]] = entry
                 case "finished":
                     self._finished(entry)
                 case "gave up":
@@ -107,7 +107,7 @@ class Book:
 
     def _finished(self, entry: Entry) -> None:
         work = (entry["handler"], entry["ref"])
-        started = self._started.pop((entry["who"], *work))
+        started = self._started.pop((entry["who"], entry["run"]))
         worker = entry["who"].partition("/")[0]
         self.runs[work].append(Run(worker, started["at"], entry["at"], started["redelivered"]))
         self.open.discard(work)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+from contextvars import ContextVar
 
 from bus import Context, DeadLetter, Delivery, Handler, Message, Outcome, Process, Reject, Service, fixed
 
@@ -12,6 +14,9 @@ from .ledger import of_this_process
 
 
 LEDGER = of_this_process()
+NUMBERS = itertools.count()
+RUN: ContextVar[int] = ContextVar("RUN")
+"""The number of the run in this process: two copies of a message may run at once."""
 
 steady = Service("steady")
 audit = Service("audit")
@@ -26,11 +31,12 @@ def recorded(handler: Handler, process: Process) -> Process:
     """Note that a run starts, and that the handler gave up."""
 
     async def record(delivery: Delivery) -> Outcome:
-        run = {"handler": handler.subscription_name, "ref": delivery.message.correlation_id}
-        LEDGER.write("started", **run, attempt=delivery.attempt, redelivered=delivery.redelivered)
+        RUN.set(next(NUMBERS))
+        work = {"handler": handler.subscription_name, "ref": delivery.message.correlation_id}
+        LEDGER.write("started", run=RUN.get(), **work, attempt=delivery.attempt, redelivered=delivery.redelivered)
         outcome = await process(delivery)
         if isinstance(outcome, DeadLetter):
-            LEDGER.write("gave up", **run)
+            LEDGER.write("gave up", **work)
         return outcome
 
     return record
@@ -38,13 +44,18 @@ def recorded(handler: Handler, process: Process) -> Process:
 
 def effect(handler: str, message: Message) -> None:
     """Do the one thing of the handler that the world can see."""
-    LEDGER.write("finished", handler=handler, ref=message.correlation_id)
+    LEDGER.write("finished", run=RUN.get(), handler=handler, ref=message.correlation_id)
+
+
+async def busy(longest: float = 0.2) -> None:
+    """Take a while, so that each fault meets some runs."""
+    await asyncio.sleep(random.uniform(0, longest))
 
 
 @steady.on(Task)
 async def work(_: Task, message: Message) -> None:
-    """Be slow now and then."""
-    await asyncio.sleep(random.uniform(0, 0.03))
+    """Be busy."""
+    await busy()
     effect("steady.work", message)
 
 
@@ -57,7 +68,7 @@ def see(message: Message) -> None:
 @flaky.on(Flaky, name="work", retry=fixed(10, 0.5))
 async def fail_at_first(event: Flaky, context: Context) -> None:
     """Fail once in a fourth of the cases, three times in a sixteenth."""
-    await asyncio.sleep(random.uniform(0, 0.03))
+    await busy()
     failures = 3 if event.number % 16 == 0 else 1 if event.number % 4 == 0 else 0
     if context.attempt <= failures:
         raise ConnectionError("at first")
@@ -67,7 +78,7 @@ async def fail_at_first(event: Flaky, context: Context) -> None:
 @account.on(Entry, retry=fixed(10, 0.1), ordered_by="account")
 async def apply(entry: Entry, context: Context) -> None:
     """Hold back what comes after, now and then."""
-    await asyncio.sleep(random.uniform(0, 0.03))
+    await busy(0.05)
     if entry.number % 10 == 0 and context.attempt == 1:
         raise ConnectionError("at first")
     effect("account.apply", context.message)
@@ -76,7 +87,7 @@ async def apply(entry: Entry, context: Context) -> None:
 @chain.on(Order)
 async def take(order: Order, message: Message) -> Taken:
     """Publish the follow-up."""
-    await asyncio.sleep(random.uniform(0, 0.03))
+    await busy()
     effect("chain.take", message)
     return Taken(number=order.number)
 
@@ -84,6 +95,7 @@ async def take(order: Order, message: Message) -> Taken:
 @chain.on(Taken)
 async def finish(_: Taken, message: Message) -> None:
     """Handle the follow-up."""
+    await busy()
     effect("chain.finish", message)
 
 

@@ -36,8 +36,13 @@ class Story:
         self.tell("confirmed", "publisher0/1", ref=ref)
 
     def handled(self, ref: str, handler: str = "later.work", redelivered: int = 0, worker: str = "worker0/1") -> None:
-        self.tell("started", worker, handler=handler, ref=ref, attempt=1, redelivered=redelivered)
-        self.tell("finished", worker, handler=handler, ref=ref)
+        run = self.started(ref, handler, redelivered, worker)
+        self.tell("finished", worker, run=run, handler=handler, ref=ref)
+
+    def started(self, ref: str, handler: str = "later.work", redelivered: int = 0, worker: str = "worker0/1") -> int:
+        run = int(self.now)
+        self.tell("started", worker, run=run, handler=handler, ref=ref, attempt=1, redelivered=redelivered)
+        return run
 
     def fault(self, kind: str, deleted: str = "") -> None:
         self.tell("fault", kind=kind, deleted=deleted)
@@ -75,7 +80,7 @@ def test_a_follow_up_that_was_never_handled_is_lost(story: Story) -> None:
 
 def test_a_run_that_only_started_is_no_effect(story: Story) -> None:
     story.published("p.a.1")
-    story.tell("started", "worker0/1", handler="later.work", ref="p.a.1", attempt=1, redelivered=0)
+    story.started("p.a.1")
     assert story.verdict().lost == [("later.work", "p.a.1")]
 
 
@@ -117,6 +122,14 @@ def test_a_second_run_is_blamed_on_the_fault_before_it_and_on_who_sent_it_again(
     assert verdict.given_again == {"worker killed": 1}
     assert verdict.second_copy == {"broker killed": 1}
     assert not verdict.broken
+
+
+def test_two_copies_of_a_message_may_run_at_once(story: Story) -> None:
+    story.published("p.a.1")
+    first, second = story.started("p.a.1", redelivered=1), story.started("p.a.1")
+    for run in (second, first):
+        story.tell("finished", "worker0/1", run=run, handler="later.work", ref="p.a.1")
+    assert [run.redelivered for run in story.book.runs["later.work", "p.a.1"]] == [0, 1]
 
 
 def test_an_idempotent_handler_that_ran_twice_is_told(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
