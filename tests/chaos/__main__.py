@@ -72,7 +72,7 @@ async def attacked(chosen: argparse.Namespace, folder: Path) -> Result:
 
 def show(result: Result) -> None:
     """Print the tables, and examples of what was broken."""
-    console = Console()
+    console = Console(width=140)
     for heads, rows in ((("", ""), totals(result)), (HEADS, recoveries(result))):
         table = Table(*heads[:1])
         for head in heads[1:]:

@@ -59,7 +59,7 @@ def schedule(seed: int, *, cluster: bool = False) -> Iterator[Planned]:
     kinds |= OF_A_CLUSTER if cluster else {}
     while True:
         for kind in random.sample(sorted(kinds), len(kinds)):
-            yield Planned(kind, random.randrange(1 << 16), random.uniform(*kinds[kind]), random.uniform(2, 5))
+            yield Planned(kind, random.randrange(1 << 16), random.uniform(*kinds[kind]), random.uniform(3, 6))
 
 
 def quick(seed: int) -> list[Planned]:

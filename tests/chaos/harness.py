@@ -84,7 +84,7 @@ class Attack:
         healed = self._world.ledger.write("healed")["at"]
         await self.until(self.works_since(healed, gone), f"all as before {fault.kind}", RECOVERS_WITHIN)
         self.book.open.difference_update(set(destroyed(self.book)) if gone else ())
-        await asyncio.sleep(OLD_ENOUGH + fault.calm)
+        await asyncio.sleep(fault.calm)
 
     async def drain(self) -> None:
         """Stop the publishers, wait until nothing is owed, and stop the workers."""
@@ -98,9 +98,18 @@ class Attack:
         self.look()
 
 
-async def attack(faults: Iterable[Planned], seconds: float, folder: Path, say: Say, *, cluster: bool) -> Result:
+async def attack(
+    faults: Iterable[Planned],
+    seconds: float,
+    folder: Path,
+    say: Say,
+    *,
+    cluster: bool = False,
+    workers: int = 3,
+    publishers: int = 2,
+) -> Result:
     """Attack for so many seconds, or until there are no more faults; return what became of everything."""
-    async with opened(folder, cluster=cluster) as world:
+    async with opened(folder, cluster=cluster, workers=workers, publishers=publishers) as world:
         under = Attack(world, folder, say)
         if not await under.until(under.works_since(0, ""), "a first success of everybody", STARTS_WITHIN):
             raise RuntimeError(f"it did not come to work before the first fault; the logs in {folder} may say why")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from bus import Settings, client
 from tests.broker.cluster import Cluster
@@ -20,9 +20,6 @@ from .processes import Process
 
 
 T = TypeVar("T")
-
-WORKERS: Final = 3
-PUBLISHERS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class World:
 
 
 @asynccontextmanager
-async def opened(folder: Path, *, cluster: bool) -> AsyncIterator[World]:
+async def opened(folder: Path, *, cluster: bool, workers: int, publishers: int) -> AsyncIterator[World]:
     """Start a broker, or a cluster of three, and everybody else; end them all in the end."""
     three = Cluster() if cluster else None
     nodes = three.nodes if three is not None else (Node(),)
@@ -53,15 +50,14 @@ async def opened(folder: Path, *, cluster: bool) -> AsyncIterator[World]:
         for node in nodes:
             stack.push_async_callback(blocking, node.close)
         await blocking((three or nodes[0]).start)
-        names = [f"worker{n}" for n in range(WORKERS)] + [f"publisher{n}" for n in range(PUBLISHERS)]
+        names = [f"worker{n}" for n in range(workers)] + [f"publisher{n}" for n in range(publishers)]
         links = [tuple([await stack.enter_async_context(Proxy(node.port).running()) for node in nodes]) for _ in names]
         await declare(nodes[0].url())
         processes = [_process(name, folder, ledger, link) for name, link in zip(names, links, strict=True)]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(process.run()) for process in processes]
             try:
-                workers, publishers = tuple(processes[:WORKERS]), tuple(processes[WORKERS:])
-                yield World(nodes, three, tuple(links), workers, publishers, ledger)
+                yield World(nodes, three, tuple(links), tuple(processes[:workers]), tuple(processes[workers:]), ledger)
             finally:
                 for task in running:
                     task.cancel()
