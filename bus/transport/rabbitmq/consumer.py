@@ -180,7 +180,7 @@ class Feed:
             if not self._leaving and await self._taken_back(channel):
                 return
             if not self._ordered:  # another channel beside this one would get what comes after what runs here
-                await self._abandon(channel)
+                self._abandon(channel)
         finally:
             self._channel = None
             self._inbox.take_back(channel)
@@ -222,18 +222,15 @@ class Feed:
             pass
         return True
 
-    async def _abandon(self, channel: Channel) -> None:
+    def _abandon(self, channel: Channel) -> None:
         """Leave a channel whose queue was deleted or moved, but open: what runs can still be settled on it.
 
         The queue is consumed on another channel then: 3.10 crashes the connection over acks for a queue of the same
-        name that was declared again. Whatever else the channel consumes is cancelled: it would get what nobody takes.
+        name that was declared again. Where the queue still sends, not all of it was cancelled, and it all goes back.
         """
-        try:
-            async with self._consuming, asyncio.timeout(ANSWER_WITHIN):
-                await self._grant(channel, 0)
-        except TimeoutError:
-            return  # the channel is closed then, and all that came by it goes back
-        channel.on_delivery, channel.on_cancelled, channel.on_end = lambda _: None, lambda: None, lambda: None
+        channel.on_delivery = lambda _: channel.leave()
+        channel.on_cancelled = channel.on_end = lambda: None
+        channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
 
     async def _opened(self) -> Channel:
