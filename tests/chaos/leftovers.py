@@ -36,7 +36,7 @@ async def waiting(world: World) -> dict[str, int]:
 async def in_queues(world: World) -> set[Work]:
     """Return what is in queues that nobody consumes; it stays there."""
     found: set[Work] = set()
-    async with await aio_pika.connect(world.url) as connection, connection.channel() as channel:
+    async with await aio_pika.connect(world.nodes[0].url()) as connection, connection.channel() as channel:
         for name in await waiting(world):
             queue = await channel.get_queue(name, ensure=False)
             while (message := await queue.get(fail=False)) is not None:
