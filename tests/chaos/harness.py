@@ -95,7 +95,14 @@ class Attack:
                 while await waiting(self._world):
                     await asyncio.sleep(LOOK_EVERY)
         await asyncio.gather(*(worker.finish() for worker in self._world.workers))
+
+    async def leftovers(self) -> list[str]:
+        """Return the queues in which something is left, and enter into the book what should not be."""
+        left = await waiting(self._world)
+        for name, messages in left.items():
+            self._world.ledger.write("problem", told=f"{messages} messages are left in {name}")
         self.look()
+        return list(left)
 
 
 async def attack(
@@ -122,10 +129,7 @@ async def attack(
         taken = time.monotonic() - begin
         await under.drain()
         letters = await dead_letters(world)
-        for name, messages in (await waiting(world)).items():
-            world.ledger.write("problem", told=f"{messages} messages are left in {name}")
-        under.look()
-        left = await in_queues(world)
+        left = await in_queues(world, await under.leftovers())
         version = await blocking(world.nodes[0].version)
     verdict = reconcile(under.book, letters, left)
     return result(verdict, recoveries(under.book), broker=version, cluster=cluster, seconds=taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import aio_pika
@@ -33,11 +34,11 @@ async def waiting(world: World) -> dict[str, int]:
     return {name: int(messages) for name, type, messages in rows if type != "stream" and int(messages or 0)}
 
 
-async def in_queues(world: World) -> set[Work]:
+async def in_queues(world: World, names: Iterable[str]) -> set[Work]:
     """Return what is in queues that nobody consumes; it stays there."""
     found: set[Work] = set()
     async with await aio_pika.connect(world.nodes[0].url()) as connection, connection.channel() as channel:
-        for name in await waiting(world):
+        for name in names:
             queue = await channel.get_queue(name, ensure=False)
             while (message := await queue.get(fail=False)) is not None:
                 # a retry waits under the key of its handler's queue
