@@ -25,7 +25,7 @@ STARTS_WITHIN: Final = 120.0
 OLD_ENOUGH: Final = 1.5
 """Seconds after which a new quorum queue survives the kill of its only node."""
 RECOVERS_WITHIN: Final = 150.0
-EMPTY_WITHIN: Final = 60.0
+EMPTY_WITHIN: Final = 90.0
 LOOK_EVERY: Final = 0.1
 """Seconds between two looks into ledgers, which are files of other processes."""
 
@@ -90,7 +90,7 @@ class Attack:
     async def drain(self) -> None:
         """Stop the publishers, wait until nothing is owed, and stop the workers."""
         await asyncio.gather(*(publisher.finish() for publisher in self._world.publishers))
-        await self.until(lambda: not self.book.open, "the end of all work", self._within)
+        await self.until(lambda: not self.book.open, "the end of all work", RECOVERS_WITHIN)
         with suppress(TimeoutError):
             async with asyncio.timeout(EMPTY_WITHIN):
                 while await waiting(self._world):
