@@ -21,7 +21,7 @@ from .result import Result, result
 from .world import World, blocking, opened
 
 
-STARTS_WITHIN: Final = 120.0
+STARTS_WITHIN: Final = 300.0
 OLD_ENOUGH: Final = 1.5
 """Seconds after which a new quorum queue survives the kill of its only node."""
 RECOVERS_WITHIN: Final = 150.0
