@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from tests.broker.fixtures import (
+    _own_brokers,
     _vhosts,
     broker,
     own_broker,
@@ -19,7 +20,17 @@ from tests.broker.fixtures import (
 )
 
 
-__all__ = ["_vhosts", "broker", "own_broker", "proxy", "pytest_configure", "pytest_unconfigure", "vhost", "vhost_name"]
+__all__ = [
+    "_own_brokers",
+    "_vhosts",
+    "broker",
+    "own_broker",
+    "proxy",
+    "pytest_configure",
+    "pytest_unconfigure",
+    "vhost",
+    "vhost_name",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -94,15 +94,28 @@ def vhost(broker: Shared, vhost_name: str) -> str:
     return broker.node.url(vhost_name)
 
 
-@pytest.fixture
-def own_broker() -> Iterator[Node]:
-    """A broker of the test's own, that it may stop and kill."""
-    node = Node()
-    try:
-        node.start()
-        yield node
-    finally:
+@pytest.fixture(scope="session")
+def _own_brokers() -> Iterator[list[Node]]:
+    """What tests left running; a broker takes seconds to start."""
+    left: list[Node] = []
+    yield left
+    for node in left:
         node.close()
+
+
+@pytest.fixture
+def own_broker(_own_brokers: list[Node]) -> Iterator[Node]:
+    """A broker of the test's own, that it may stop and kill, with nothing in it."""
+    node = _own_brokers.pop() if _own_brokers else Node()
+    try:
+        if node.pid() is None:
+            node.start()
+        yield node
+        node.empty()
+        _own_brokers.append(node)
+    finally:
+        if node not in _own_brokers:
+            node.close()
 
 
 @pytest_asyncio.fixture

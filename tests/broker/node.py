@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .certificates import Authority
 from .install import Programs, programs
+from .operator import answer, expression, question
 
 
 READY_WITHIN = 60.0
@@ -130,17 +131,46 @@ class Node:
         return pid
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl and return what it printed."""
+        """Do what rabbitmqctl does with these words, and return what it printed."""
+        code = expression(arguments)
+        call = self._erl_call()
+        if code is None or not call:
+            return self.run("rabbitmqctl", *arguments)
+        command = [*call, "-c", self._cookie, "-sname", self.erlang_name, "-e"]
+        done = subprocess.run(
+            command,
+            env=self._environment(),
+            input=question(code),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        value = answer(done.stdout)
+        if value is None:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout} {done.stderr}")
+        return value
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of RabbitMQ's programs on the node and return what it printed; fails where the program does."""
         if self._container:
-            command = ["docker", "exec", self._container, "rabbitmqctl", "-q", *arguments]
+            command = ["docker", "exec", self._container, program, "-q", *arguments]
             environment = None
         else:
-            command = self.programs.command("rabbitmqctl", "-q", "-n", self.erlang_name, *arguments)
+            command = self.programs.command(program, "-q", "-n", self.erlang_name, *arguments)
             environment = self._environment()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
         if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout} {done.stderr}")
+            raise RuntimeError(f"{program} {' '.join(arguments)}: {done.stdout} {done.stderr}")
         return done.stdout
+
+    def _erl_call(self) -> list[str]:
+        """Return how Erlang's program for calls is run, nothing where it is not to be had."""
+        if self._container:
+            return []
+        if self.programs.root != "/":
+            return Programs("/usr/bin", self.programs.root).command("erl_call")
+        return [found] if (found := shutil.which("erl_call")) else []
 
     def add_vhosts(self, names: list[str]) -> None:
         """Add virtual hosts that guest may use, all in one call."""
@@ -150,6 +180,17 @@ class Node:
             f'[begin rabbit_vhost:add(V, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
             f'<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>) end || V <- [{quoted}]].',
         )
+
+    def empty(self) -> None:
+        """Make it as one that was started for the first time; it has to run."""
+        self.ctl(
+            "eval",
+            """rabbit_vhost:delete(<<"/">>, <<"tests">>),
+            [rabbit_auth_backend_internal:delete_user(User, <<"tests">>) ||
+             [{user, User} | _] <- rabbit_auth_backend_internal:list_users(), User =/= <<"guest">>],
+            application:set_env(rabbit, consumer_timeout, 1800000).""",
+        )
+        self.add_vhosts(["/"])
 
     def time_out_consumers(self, milliseconds: int) -> None:
         """Take back what is unacked for longer; a queue that has a limit of its own listens to a policy only."""
