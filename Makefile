@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test check mutants bench lock clean
+.PHONY: run test versions check mutants chaos bench containment lock clean
 
 run: .venv/.done ## the shop on the in-memory bus
 	@$(BIN)/python app.py demo
@@ -10,14 +10,25 @@ run: .venv/.done ## the shop on the in-memory bus
 test: .venv/.done ## every check and every test, on a real RabbitMQ too; BROKER=3.10, 4.0 or 4.3 wants that version
 	@BIN=$(BIN) sh scripts/test
 
+versions: .venv/.done ## the contract on every RabbitMQ that can be had, fetched where need be; one line says what came of each
+	@$(BIN)/python -m tests.broker.versions
+
 check: .venv/.done ## formatting, lint and types
 	@BIN=$(BIN) sh scripts/check
 
 mutants: .venv/.done ## break each guarantee and see its test go red
 	@$(BIN)/python -m tests.mutants
 
+MINUTES ?= 10
+SEED    ?= 1
+chaos: .venv/.done ## kill, cut and block everything for MINUTES by SEED, and see that nothing is lost; ARGS=--cluster: three nodes
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
 bench: .venv-bench/.done ## this project, raw aio-pika and FastStream in one run, on a private broker
 	@.venv-bench/bin/python -m benchmarks
+
+containment: .venv-bench/.done ## two healthy services beside a sick one, fault by fault, with FastStream; about 13 minutes
+	@.venv-bench/bin/python -m benchmarks.containment
 
 lock: ## make the lock files anew from pyproject.toml (needs uv)
 	uv lock --quiet

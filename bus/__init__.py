@@ -9,6 +9,8 @@ How the library is laid out, in the order of one event's journey:
     outcome.py    Ack, Retry, DeadLetter, Release          retry.py      policies
     ordered.py    handlers that keep the order of a key    lanes.py      what they hold, a lane for each key
     replies.py    the requests that wait                   answers.py    what of an outcome answers a request
+    supervisor.py a process for each service               watchdog.py   names what blocks the event loop
+    idempotency.py  what was completed is not run again   store/        where completions are recorded
     app.py        App: wiring                              testing/      Tester: the same code on virtual time
 """
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from .retry import Policy, exponential, fixed, immediate
     from .service import Handler, Middleware, Process, Queue, Service
     from .settings import Settings
+    from .store import AlreadyCompleted, OpenStore, Store, Transaction
+    from .store.sqlite import SqliteStore, SqliteTransaction
     from .transport import Delivery
 
 
@@ -53,6 +57,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessRefused",
     "Ack",
+    "AlreadyCompleted",
     "App",
     "Bus",
     "BusUnavailable",
@@ -71,6 +76,7 @@ __all__ = [
     "Message",
     "MessageTooLarge",
     "Middleware",
+    "OpenStore",
     "Outcome",
     "Policy",
     "Process",
@@ -86,9 +92,13 @@ __all__ = [
     "Seconds",
     "Service",
     "Settings",
+    "SqliteStore",
+    "SqliteTransaction",
+    "Store",
     "SyncBus",
     "TidegateError",
     "TopologyMismatch",
+    "Transaction",
     "Undecodable",
     "Unroutable",
     "breaker",
@@ -113,6 +123,8 @@ _HOMES: Final = {
     "retry": "Policy exponential fixed immediate",
     "service": "Handler Middleware Process Queue Service",
     "settings": "Settings",
+    "store": "AlreadyCompleted OpenStore Store Transaction",
+    "store.sqlite": "SqliteStore SqliteTransaction",
     "transport": "Delivery",
 }
 """Where each name is defined. A name is imported when it is first used: pytest loads our plugin, and so this module, in

@@ -18,6 +18,7 @@ from .resources import Key
 from .service import Middleware, Service, check
 from .settings import Settings
 from .transport import Transport
+from .watchdog import watching
 from .worker import Worker
 
 
@@ -75,8 +76,9 @@ class App:
         hosted, stop = self.chosen(*services), stop or asyncio.Event()
         async with client.transport(chosen) as transport:
             worker = self.worker(transport, hosted, chosen)
-            async with health.served(worker, chosen.http, stop):
-                await worker.run(stop)
+            with watching(worker.flows) as watchdog:
+                async with health.served(health.Health(worker, stop, watchdog), chosen.http):
+                    await worker.run(stop)
 
     def worker(
         self,

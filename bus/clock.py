@@ -33,3 +33,8 @@ def now() -> datetime:
 def monotonic() -> float:
     """Return seconds of real time from an arbitrary start, for durations."""
     return time.monotonic()
+
+
+def processor() -> float:
+    """Return the seconds that this process has kept processors busy."""
+    return time.process_time()

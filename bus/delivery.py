@@ -3,12 +3,13 @@
 `build` folds the steps and the middleware of one handler once, when its worker starts:
 
     logging( settling( middleware( run( decode → call → judge ) ) ) )
+
+Of an idempotent handler, `idempotency.py` stands around `settling` and around `run`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -26,18 +27,20 @@ from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
+from .idempotency import NotCompleted, WritesLost, once, unit_of, units
 from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
-from .resources import Resources
-from .service import Handler, Middleware, Process
+from .resources import Key, Resources
+from .service import Handler, Middleware, Process, awaited
 from .settings import Settings
+from .store import OpenStore
 from .transport import Delivery
 
 
 MOST_HEADERS: Final = 48_000
 """Bytes of headers and properties that a message may come with: a copy of it must have room for a failure record."""
 
-Call: TypeAlias = Callable[[Event | Message, Context], Awaitable[Any]]
+Call: TypeAlias = Callable[[Event | Message, Context, Delivery], Awaitable[Any]]
 """Calls the handler's function with what it subscribed to, and returns what it returned."""
 
 
@@ -67,16 +70,21 @@ class Runtime:
     source: str
     threads: anyio.CapacityLimiter
     random: Random = field(default_factory=Random)
+    store: OpenStore | None = None
+    transaction_type: Key = None
 
 
 def build(
     handler: Handler, runtime: Runtime, slots: Slots, middleware: Sequence[Middleware], log: Middleware
 ) -> Process:
     """Return how one delivery of the handler is processed and settled; whoever calls it has taken a slot."""
-    process = running(handler, runtime)
+    process, store = running(handler, runtime), runtime.store if handler.idempotent else None
+    if store is not None:
+        process = once(handler, store, process)
     for wrap in reversed(middleware):
         process = wrap(handler, process)
-    return log(handler, settling(handler, process, slots, runtime))
+    process = settling(handler, process, slots, runtime)
+    return log(handler, process if store is None else units(handler, store, process))
 
 
 def running(handler: Handler, runtime: Runtime) -> Process:
@@ -106,7 +114,7 @@ def running(handler: Handler, runtime: Runtime) -> Process:
             first_failed_at=delivery.first_failed_at,
         )
         try:
-            returned = context.publish(*_events(await call(given, context)))
+            returned = context.publish(*_events(await call(given, context, delivery)))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
@@ -133,14 +141,16 @@ def _refuse_unopened(message: Message) -> None:
 
 def calling(handler: Handler, runtime: Runtime) -> Call:
     """Return how the handler is called: with its parameters, under its timeout, a plain function in a thread."""
-    function = handler.function
-    awaited = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function))
-    invoke = _awaited(function, handler.timeout) if awaited else _threaded(function, handler.timeout, runtime.threads)
+    function, timeout = handler.function, handler.timeout
+    invoke = _awaited(function, timeout) if awaited(function) else _threaded(function, timeout, runtime.threads)
     plain = {name: key for name, key in handler.needs.items() if key in (Context, Message)}
-    needs = {name: key for name, key in handler.needs.items() if name not in plain}
+    own = {name for name, key in handler.needs.items() if handler.idempotent and key is runtime.transaction_type}
+    needs = {name: key for name, key in handler.needs.items() if name not in plain and name not in own}
 
-    async def call(given: Event | Message, context: Context) -> Any:
-        values = {name: context if key is Context else context.message for name, key in plain.items()}
+    async def call(given: Event | Message, context: Context, delivery: Delivery) -> Any:
+        values: dict[str, Any] = {name: context if key is Context else context.message for name, key in plain.items()}
+        if own:
+            values |= dict.fromkeys(own, unit_of(delivery).transaction)
         if not needs:
             return await invoke(given, values)
         failed: BaseException | None = None
@@ -217,6 +227,9 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
         try:
             outcome = await _carry_out(handler, delivery, outcome, runtime)
             lost = None
+        except WritesLost:
+            lost = None
+            return Release()
         except DeliveryLost:
             return Release()
         finally:
@@ -256,7 +269,7 @@ def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
 async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime) -> Outcome:
     try:
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
-    except Unroutable as error:
+    except (Unroutable, NotCompleted) as error:
         outcome = judge(handler, delivery, error, runtime.random)
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     return outcome

@@ -80,6 +80,11 @@ def text_of(error: BaseException) -> str:
     return raw.decode() if len(raw) <= LONGEST_ERROR else raw[:LONGEST_ERROR].decode(errors="ignore") + " …"
 
 
+def described(error: BaseException) -> str:
+    """Return the exception's type and text in a line."""
+    return f"{type_name(error)}: {text_of(error)}"
+
+
 def traceback_of(error: BaseException) -> str:
     """Return the formatted traceback, capped to its end."""
     try:

@@ -32,10 +32,11 @@ def logger() -> Any:
     )
 
 
-def configure(level: str, format: str, stream: TextIO = sys.stderr) -> None:
+def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: str = "") -> None:
     """Configure structlog for a program that is a worker: JSON lines, or text that is pleasant to read on a terminal.
 
-    `level` is debug, info, warning or error; `format` is json, text or auto (text on a terminal).
+    `level` is debug, info, warning or error; `format` is json, text or auto (text on a terminal). Where several
+    processes write to one place, each line tells its `process`, and is one write, so that it is never torn.
     """
     text = format == "text" or (format == "auto" and stream.isatty())
     processors: list[structlog.typing.Processor] = [
@@ -44,10 +45,12 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr) -> None:
         structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if text else "iso", utc=not text),
         structlog.processors.format_exc_info,
     ]
+    if process:
+        processors.append(_of(process))
     factory: Any
     if text:
         processors += [escape_control, structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=12)]
-        factory = structlog.PrintLoggerFactory(stream)
+        factory = structlog.WriteLoggerFactory(stream)
     else:
         processors.append(structlog.processors.JSONRenderer(_as_json))
         factory = structlog.BytesLoggerFactory(stream.buffer)
@@ -57,6 +60,22 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr) -> None:
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
+    if not logging.root.handlers:
+        # what libraries warn of would stand between the lines as it is
+        logging.root.addHandler(Others())
+
+
+class Others(logging.Handler):
+    """Writes what is logged by `logging` as lines of the worker's own format."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; what cannot be written is told of as `logging` does."""
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        try:
+            told = structlog.get_logger(record.name)
+            told.log(level, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+        except Exception:
+            self.handleError(record)
 
 
 def escape(text: str) -> str:
@@ -70,6 +89,14 @@ def escape_control(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
         if isinstance(value, str) and CONTROL.search(value):
             fields[name] = escape(value)
     return fields
+
+
+def _of(process: str) -> structlog.typing.Processor:
+    def name(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
+        fields.setdefault("process", process)
+        return fields
+
+    return name
 
 
 def _as_json(fields: EventDict, **_: Any) -> bytes:

@@ -13,6 +13,7 @@ from .ordering import KeyOf
 from .service import Handler, Process
 from .subscriber import Gate
 from .transport import Consumer
+from .watchdog import HANDLING
 
 
 TAKEN_BACK: Final = 28 * 60.0
@@ -42,6 +43,7 @@ class OrderedSubscriber:
         grace: float,
     ) -> None:
         self.handler = handler
+        self._name = handler.subscription_name
         self.unsettled = handler.ordered_window
         self.limit = handler.flow.most(self.unsettled)
         self._gate = gate
@@ -65,7 +67,7 @@ class OrderedSubscriber:
         """Run lanes until `stop` is set; then let what runs finish within the grace, and leave the rest unsettled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                working = [tasks.create_task(self._work(stop)) for _ in range(self._tasks)]
+                working = [tasks.create_task(self._work(stop), name=self._name) for _ in range(self._tasks)]
                 beside = (self._read(consumer), self._follow(consumer), self._renew(consumer))
                 others = [tasks.create_task(each) for each in beside]
                 await stop.wait()
@@ -125,6 +127,7 @@ class OrderedSubscriber:
     async def _work(self, stop: asyncio.Event) -> None:
         task = asyncio.current_task()
         assert task is not None
+        HANDLING.set(self._name)
         while not stop.is_set():
             self._idle.add(task)
             lane = await self._next()

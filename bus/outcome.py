@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
@@ -46,11 +46,13 @@ class Failure:
 class Ack:
     """The handler is done. What it published is stored before the delivery is acked.
 
-    Where the message is a request, `reply` is what of it goes to the requester as well.
+    Where the message is a request, `reply` is what of it goes to the requester as well. `complete` is the worker's own:
+    what is to be done after everything is stored and before the delivery is acked.
     """
 
     publish: tuple[Outgoing, ...] = ()
     reply: Message | None = None
+    complete: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

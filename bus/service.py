@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
@@ -21,6 +21,7 @@ from .pace import Rate, rate
 from .resources import Key, Per, Resource, where
 from .retry import Policy, exponential
 from .settings import check_name
+from .store import Store
 from .transport import Delivery, Subscription
 
 
@@ -54,6 +55,9 @@ class Options(TypedDict, total=False):
     `ordered_by` names the field (for patterns and queues: the attribute of the Message) whose equal values are handled
     one at a time and in order, over all replicas; retries then wait in place. `ordered_window` (1,000) is how many
     messages may be held at once, 1 to 10,000.
+
+    `idempotent=True` runs no message again whose completion the service's `store` has; the handler may ask for the
+    store's transaction, as `transaction: SqliteTransaction`, and what it writes there is committed with it.
     """
 
     name: str | None
@@ -63,6 +67,7 @@ class Options(TypedDict, total=False):
     rate: str | None
     ordered_by: str | None
     ordered_window: int
+    idempotent: bool
 
 
 class Subscribe(Protocol[In]):
@@ -106,6 +111,7 @@ class Handler:
     rate: Rate | None = None
     ordered_by: str | None = None
     ordered_window: int = ordering.WINDOW
+    idempotent: bool = False
     flow: Flow = field(default_factory=Flow)
 
     @property
@@ -140,15 +146,22 @@ class Service:
     """A named compartment: its handlers, its queues, its limits, its dead letters.
 
     At most `concurrency` (16) of its deliveries run at once in a worker. `middleware` wraps each of its handlers,
-    the first outermost. Raises ConfigurationError for a name that queues cannot have.
+    the first outermost. `store` is where completions of its `idempotent` handlers are recorded. Raises
+    ConfigurationError for a name that queues cannot have.
     """
 
     def __init__(
-        self, name: str, *, concurrency: int = DEFAULT_CONCURRENCY, middleware: Sequence[Middleware] = ()
+        self,
+        name: str,
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        middleware: Sequence[Middleware] = (),
+        store: Store | None = None,
     ) -> None:
         self.name = check_name("service", name)
         self.concurrency = _concurrency(f"service {name!r}", concurrency)
         self.middleware = tuple(middleware)
+        self.store = store
         self.handlers: list[Handler] = []
         self.resources: list[Resource] = []
 
@@ -194,24 +207,52 @@ class Service:
         return register(function) if function is not None else register
 
 
-def check(services: Sequence[Service], provided: Iterable[Key] = ()) -> None:
+def check(services: Sequence[Service], provided: Mapping[Key, Any] | None = None) -> None:
     """Raise ConfigurationError, with a line for each problem, where services and handlers do not fit together."""
-    given = set(provided)
+    given = set(provided or ())
     problems = _twice("service", [(service.name, _place(service)) for service in services])
     for service in services:
         names = [(handler.subscription_name, where(handler.function)) for handler in service.handlers]
         problems += _twice("handler", names)
         problems += resources.check(service.resources, given, service.name)
         known = given | {resource.key for resource in service.resources} | {Context, Message}
+        store = store_of(service, provided or {})
+        problems += [problem for handler in service.handlers for problem in _stored(handler, store)]
         problems += [
             f"{where(handler.function)}: nobody provides {resources.called(key)} for {name!r}; declare it with "
             f"@{service.name}.resource"
             for handler in service.handlers
             for name, key in handler.needs.items()
-            if key not in known
+            if key not in known and (store is None or key is not store.transaction_type)
         ]
     if problems:
         raise ConfigurationError(*problems)
+
+
+def store_of(service: Service, provided: Mapping[Key, Any]) -> Store | None:
+    """Return the service's store, or the one that replaces it."""
+    found: Store | None = provided.get(Store, service.store)
+    return found
+
+
+def _stored(handler: Handler, store: Store | None) -> list[str]:
+    """Return what is wrong with how a handler uses its service's store."""
+    place = where(handler.function)
+    if store is None:
+        missing = f'{place}: idempotent=True needs a store: Service("{handler.service}", store=SqliteStore("…"))'
+        return [missing] if handler.idempotent else []
+    if store.transaction_type not in handler.needs.values():
+        return []
+    if not handler.idempotent:
+        return [f"{place}: only a handler with idempotent=True has a transaction: say so in its on(…)"]
+    if not awaited(handler.function):
+        return [f"{place}: a plain function cannot await its transaction: make it `async def`"]
+    return []
+
+
+def awaited(function: Callable[..., Any]) -> bool:
+    """Tell whether calling the function makes something to await; all others run in a thread."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(inspect.unwrap(function))
 
 
 def _place(service: Service) -> str:
@@ -265,6 +306,7 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
         rate=_rate(options.get("rate"), place),
         ordered_by=ordered_by,
         ordered_window=ordering.check(place, events, retry, ordered_by, options.get("ordered_window")),
+        idempotent=options.get("idempotent", False),
     )
 
 

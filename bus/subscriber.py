@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from .outcome import Release
 from .pace import Pace
 from .service import Handler, Process, Service
 from .transport import Consumer, Delivery
+from .watchdog import HANDLING
 
 
 LONGEST_WAIT: Final = 15 * 60.0
@@ -107,6 +108,7 @@ class Subscriber:
         self, handler: Handler, gate: Gate, process: Process, unsettled: int, turn: asyncio.Lock, grace: float
     ) -> None:
         self.handler = handler
+        self._name = handler.subscription_name
         self.unsettled = unsettled
         self.limit = handler.flow.most(unsettled)
         self._gate = gate
@@ -116,11 +118,19 @@ class Subscriber:
         self._busy: set[asyncio.Task[None]] = set()
         self._left_over: set[asyncio.Task[None]] = set()
         self._waits: set[asyncio.Timeout] = set()
+        self._idle = 0
 
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
         """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
+        working: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as tasks:
-            working = [tasks.create_task(self._work(consumer, stop)) for _ in range(self.unsettled)]
+
+            def another() -> None:
+                if len(working) < self.unsettled:
+                    self._idle += 1
+                    working.append(tasks.create_task(self._work(consumer, stop, another), name=self._name))
+
+            another()
             following = tasks.create_task(self._follow(consumer))
             await stop.wait()
             following.cancel()
@@ -156,15 +166,20 @@ class Subscriber:
         """Return how many deliveries may be unsettled at the broker, beside those that it counts no more."""
         return min(self.handler.flow.most(self.unsettled), self.unsettled - len(self._left_over))
 
-    async def _work(self, consumer: Consumer, stop: asyncio.Event) -> None:
+    async def _work(self, consumer: Consumer, stop: asyncio.Event, another: Callable[[], None]) -> None:
         task = asyncio.current_task()
         assert task is not None
+        HANDLING.set(self._name)
         while not stop.is_set():
             delivery = await anext(consumer)
+            self._idle -= 1
+            if not self._idle and not stop.is_set():
+                another()
             if delivery.suspect:
                 await self._run_alone(delivery, consumer, task)
             else:
                 await self._run(delivery, task)
+            self._idle += 1
             # a full buffer never suspends, and neither may a handler: the loop has others to serve
             await asyncio.sleep(0)
 

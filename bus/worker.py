@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any, Final
@@ -14,15 +14,17 @@ import anyio
 from .delivery import Runtime, build
 from .errors import AccessRefused, ConfigurationError, TopologyMismatch
 from .event import Events
-from .failure import worker_name
+from .failure import described, worker_name
 from .flow import Flow
 from .logs import logger
+from .opening import Opened, opened
 from .ordered import OrderedSubscriber
 from .ordering import keyed
 from .pace import Pace, fitted
-from .resources import Key, Resources
-from .service import Handler, Middleware, Service
+from .resources import Key
+from .service import Handler, Middleware, Service, store_of
 from .settings import Settings
+from .store import OpenStore
 from .subscriber import Gate, Subscriber, prefetch
 from .transport import Consumer, Subscription, Transport
 
@@ -38,7 +40,8 @@ class Worker:
     services' own; `log` is the outermost, and sees outcomes that are settled. `random` decides the jitter of policies.
 
     By the name of a handler's subscription, `flows` tells how much each takes, `consumers` who takes it, and `refused`
-    why nobody does.
+    why nobody does. By the name of a service, `unavailable` is what opening its resources raised, until they are open.
+    `stores` are those that it has open: who lets it die without a goodbye closes them.
     """
 
     def __init__(
@@ -69,6 +72,9 @@ class Worker:
         self.flows = {handler.subscription_name: Flow() for service in services for handler in service.handlers}
         self.consumers: dict[str, Consumer] = {}
         self.refused: dict[str, str] = {}
+        self.unavailable: dict[str, Exception] = {}
+        self.stores: list[AbstractAsyncContextManager[OpenStore]] = []
+        self._unclosed: list[Exception] = []
 
     def pause(self, name: str) -> None:
         """Let a service, or one handler (`inventory.reserve_stock`), begin nothing in this worker until `resume`.
@@ -95,30 +101,29 @@ class Worker:
 
     @property
     def consuming(self) -> int:
-        """How many handlers take deliveries, or will as soon as they can: all but those that were refused."""
+        """How many handlers take deliveries, or will as soon as they are connected: all but those that were refused."""
         return len(self.flows) - len(self.refused)
 
     async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
         """Host the services until `stop` is set; then finish what runs within `grace` seconds and release the rest.
 
-        `started` is called once every subscription is declared and consuming. Raises what opening a resource raised,
-        and AccessRefused where the broker refuses the login. Cancel it to stop at once: nothing is lost.
+        `started` is called once every subscription is declared, and consuming unless its resources are unavailable:
+        these are tried again, and nobody else waits for them. Raises the ConfigurationError that opening a resource
+        raised, what closing one raised, and AccessRefused where the broker refuses the login. Cancel it to stop at
+        once: nothing is lost.
         """
         async with AsyncExitStack() as stack:
             stack.callback(self._ended)
-            opened = []
             subscriptions = [h.subscription(self._events) for service in self._services for h in service.handlers]
             async with _until(stop):
-                for service in self._services:
-                    resources = Resources(service.resources, self._provided)
-                    await stack.enter_async_context(resources.opened())
-                    opened.append(resources)
                 await self._transport.declare(subscriptions)
             if stop.is_set():
                 return
             async with self._noting(subscriptions, started) as consuming, asyncio.TaskGroup() as tasks:
-                for service, resources in zip(self._services, opened, strict=True):
-                    tasks.create_task(self._host(service, resources, stop, consuming), name=service.name)
+                for service in self._services:
+                    tasks.create_task(self._host(service, stop, consuming), name=service.name)
+            if self._unclosed:
+                raise self._unclosed[0]
 
     @asynccontextmanager
     async def _noting(
@@ -141,7 +146,8 @@ class Worker:
             beside = [tasks.create_task(note(), name="note the topology")]
             beside += [tasks.create_task(self._stand_aside(each)) for each in subscriptions]
             try:
-                yield Countdown((subscription.name for subscription in subscriptions), all_consume)
+                awaited = [*(each.name for each in self._services), *(each.name for each in subscriptions)]
+                yield Countdown(awaited, all_consume)
             finally:
                 for task in beside:
                     task.cancel()
@@ -156,20 +162,66 @@ class Worker:
                 flow.release(MOVING)
 
     def _ended(self) -> None:
+        self.stores.clear()
         self.refused.clear()
+        self.unavailable.clear()
+        self._unclosed.clear()
         self._useless.clear()
         for flow in self.flows.values():
             flow.end()
 
-    async def _host(self, service: Service, resources: Resources, stop: asyncio.Event, consuming: Countdown) -> None:
+    async def _host(self, service: Service, stop: asyncio.Event, consuming: Countdown) -> None:
+        """Open the resources of a service, run its handlers, and close; what closing raises stops nobody else."""
+
+        def failed(error: Exception, delay: float) -> None:
+            self._unavailable(service, error, delay, consuming)
+
+        failure: BaseException | None = None
+        try:
+            async with AsyncExitStack() as stack:
+                async with _until(stop):
+                    opening = opened(service, self._provided, self._random, failed)
+                    there = await stack.enter_async_context(opening)
+                if stop.is_set():
+                    return
+                if self.unavailable.pop(service.name, None) is not None:
+                    self._logger.info("resources available", service=service.name)
+                if there.scope is not None:
+                    self.stores.append(there.scope)
+                consuming.cross_out(service.name)
+                try:
+                    await self._consume(service, there, stop, consuming)
+                except BaseException as error:
+                    failure = error
+                    raise
+        except Exception as error:
+            if failure is not None or isinstance(error, ConfigurationError):
+                raise
+            self._unclosed.append(error)
+            self._logger.error("resource not closed", service=service.name, error=described(error))
+
+    def _unavailable(self, service: Service, error: Exception, delay: float, consuming: Countdown) -> None:
+        """Note that a service waits for its resources, and say so; it counts as started, for nobody waits for it."""
+        told = f"a resource cannot be opened: {described(error)}"
+        self._logger.error("service unavailable", service=service.name, error=told, again_in=round(delay, 1))
+        self.unavailable[service.name] = error
+        for handler in service.handlers:
+            self.refused[handler.subscription_name] = told
+        for name in (service.name, *(handler.subscription_name for handler in service.handlers)):
+            consuming.cross_out(name)
+
+    async def _consume(self, service: Service, there: Opened, stop: asyncio.Event, consuming: Countdown) -> None:
         slots = asyncio.Semaphore(service.concurrency)
+        store = store_of(service, self._provided)
         runtime = Runtime(
             settings=self._settings,
             events=self._events,
-            resources=resources,
+            resources=there.resources,
             source=f"/{self._app}/{service.name}",
             threads=anyio.CapacityLimiter(service.concurrency),
             random=self._random,
+            store=there.store,
+            transaction_type=None if store is None else store.transaction_type,
         )
         async with asyncio.TaskGroup() as tasks:
             for declared in service.handlers:
@@ -212,7 +264,7 @@ class Worker:
             self._logger.error("handler stopped", handler=name, error=self.refused[name])
         finally:
             self.consumers.pop(name, None)
-        if not self.consuming:
+        if not self.consuming and not self.unavailable:
             self._useless.set()
         if mismatch and await self._moved(subscription, stop):
             await self._subscribe(subscriber, stop, consuming)

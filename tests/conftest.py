@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import Phase, settings
 
 from tests.broker.fixtures import (
+    _own_brokers,
     _vhosts,
     broker,
     own_broker,
@@ -19,7 +21,23 @@ from tests.broker.fixtures import (
 )
 
 
-__all__ = ["_vhosts", "broker", "own_broker", "proxy", "pytest_configure", "pytest_unconfigure", "vhost", "vhost_name"]
+__all__ = [
+    "_own_brokers",
+    "_vhosts",
+    "broker",
+    "own_broker",
+    "proxy",
+    "pytest_configure",
+    "pytest_unconfigure",
+    "vhost",
+    "vhost_name",
+]
+
+
+# to explain a failure takes minutes, and a deadline fails on a busy machine; `--hypothesis-profile=thorough` tries more
+settings.register_profile("quick", deadline=None, phases=set(Phase) - {Phase.explain})
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=5_000)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

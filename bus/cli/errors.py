@@ -25,17 +25,18 @@ UNAVAILABLE: Final = 3
 INTERRUPTED: Final = 130
 
 
-def explained(work: Callable[[], object]) -> int:
+def explained(work: Callable[[], object], told: Callable[[str], None] | None = None) -> int:
     """Do the work and return the exit code: what it returns if that is a number, else 0.
 
-    What a user can cause is told in lines on standard error; anything else is raised, as a bug is.
+    What a user can cause is told, by default in lines on standard error; anything else is raised, as a bug is.
     """
+    say = told or tell
     try:
         code = work()
         # here, so that a reader that has gone is noticed while somebody can still keep quiet about it
         sys.stdout.flush()
     except KeyboardInterrupt:
-        tell("interrupted")
+        say("interrupted")
         return INTERRUPTED
     except Exception as error:
         leaves = _leaves(error)
@@ -43,7 +44,7 @@ def explained(work: Callable[[], object]) -> int:
         if len(codes) < len(leaves):
             raise
         for text in dict.fromkeys(map(str, leaves)):
-            tell(text)
+            say(text)
         return codes[0]
     return code if isinstance(code, int) and not isinstance(code, bool) else 0
 

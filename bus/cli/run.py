@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from types import FrameType
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from .. import client, clock, logs
 from .. import settings as environment
 from ..app import App
-from .errors import INTERRUPTED, MISTAKE
+from ..errors import ConfigurationError
+from ..service import Service
+from ..settings import Settings
+from ..watchdog import watching
+from .errors import MISTAKE, explained, tell
+from .signals import stop_on_signals
+
+
+if TYPE_CHECKING:
+    from ..health import Health
 
 
 MEMORY: Final = (
@@ -31,58 +39,95 @@ LINGER: Final = 1.0
 def run(
     app: App,
     service: Annotated[list[str] | None, typer.Option(help="Host this service only; may be given again.")] = None,
+    isolate: Annotated[bool, typer.Option(help="Give each service a process of its own, kept by this one.")] = False,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SERVICE,SERVICE", help="With --isolate: let services share a process; may be given again."
+        ),
+    ] = None,
+    supervised: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Be the worker, until SIGTERM or Ctrl-C; a second signal stops at once."""
-    from .. import health
+    from ..health import served
+    from .isolate import supervise
 
     settings = environment.read()
-    logs.configure(settings.log_level, settings.log_format)
-    log = logs.logger()
+    if supervised is not None:
+        return _supervised(app, service or (), settings, supervised)
+    logs.configure(settings.log_level, settings.log_format, process="supervisor" if isolate else "")
     for line in environment.unknown():
-        log.warning("unknown setting", told=line)
+        logs.logger().warning("unknown setting", told=line)
+    if isolate:
+        return supervise(settings, service or (), group or ())
+    if group:
+        raise ConfigurationError("--group goes with --isolate: without it all services share this process")
     hosted = app.chosen(*(service or ()))
     if not settings.url:
-        log.warning("memory bus", told=MEMORY)
+        logs.logger().warning("memory bus", told=MEMORY)
         settings = replace(settings, url="memory://")
-
-    async def work() -> int:
-        stop = asyncio.Event()
-        _stop_on_signals(stop, log)
-        names = [each.name for each in hosted]
-        async with client.transport(settings) as transport:
-            log.info("worker starting", services=names)
-            worker = app.worker(transport, hosted, settings)
-            async with health.served(worker, settings.http, stop):
-                await worker.run(stop, lambda: log.info("worker started", services=names, handlers=worker.consuming))
-        log.info("worker stopped")
-        sys.stdout.flush()
-        # every handler was refused its queue: whoever keeps workers running must see that this one failed
-        code = 0 if stop.is_set() else MISTAKE
-        _leave_soon(code)
-        return code
-
-    return _on_fast_loop(work())
+    return _on_fast_loop(_work(app, hosted, settings, lambda health: served(health, settings.http)))
 
 
-def _stop_on_signals(stop: asyncio.Event, log: Any) -> None:
-    """Set `stop` at the first signal and leave at the second, also while a handler blocks the loop."""
-    loop = asyncio.get_running_loop()
-    signals = 0
+def _supervised(app: App, services: Sequence[str], settings: Settings, given: str) -> int:
+    """Be one process of `run --isolate`; without a name, only tell what there is to host."""
+    from ..supervised import Supervised, threadsafe
 
-    def begin() -> None:
-        log.info("worker stopping", told="what runs may finish; a second signal stops at once")
-        stop.set()
+    name, _, descriptor = given.rpartition("=")
+    place = Supervised(name, int(descriptor), settings.grace)
+    if not name:
+        place.tell(handlers={each.name: [h.subscription_name for h in each.handlers] for each in app.services})
+        return 0
+    logs.configure(settings.log_level, settings.log_format, process=name)
 
-    def signalled(_: int, __: FrameType | None) -> None:
-        nonlocal signals
-        signals += 1
-        if signals > 1 or loop.is_closed():
-            os._exit(INTERRUPTED)
-        loop.call_soon_threadsafe(begin)
+    @asynccontextmanager
+    async def answering(health: Health) -> AsyncIterator[None]:
+        place.answering(threadsafe(health))
+        yield
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # not the loop's own way, which would wait for the handler that blocks it
-        signal.signal(number, signalled)
+    mistakes: list[str] = []
+    hosted = app.chosen(*services)
+    work = _work(app, hosted, settings, answering, lambda handlers: place.tell(started=handlers))
+    code = explained(lambda: _on_fast_loop(work), mistakes.append)
+    if code == MISTAKE:
+        # each process may find the same one: it is said by the supervisor, once
+        place.tell(mistake=mistakes)
+    else:
+        for text in mistakes:
+            tell(text)
+    return code
+
+
+async def _work(
+    app: App,
+    hosted: Sequence[Service],
+    settings: Settings,
+    serving: Callable[[Health], AbstractAsyncContextManager[object]],
+    started: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Host the services until a signal; `serving` answers for the worker meanwhile."""
+    from ..health import Health
+
+    stop, log = asyncio.Event(), logs.logger()
+    stop_on_signals(stop, log)
+    names = [each.name for each in hosted]
+    async with client.transport(settings) as transport:
+        log.info("worker starting", services=names)
+        worker = app.worker(transport, hosted, settings)
+
+        def consuming() -> None:
+            log.info("worker started", services=names, handlers=worker.consuming)
+            started(worker.consuming)
+
+        with watching(worker.flows) as watchdog:
+            async with serving(Health(worker, stop, watchdog)):
+                await worker.run(stop, consuming)
+    log.info("worker stopped")
+    sys.stdout.flush()
+    # every handler was refused its queue: whoever keeps workers running must see that this one failed
+    code = 0 if stop.is_set() else MISTAKE
+    _leave_soon(code)
+    return code
 
 
 def _on_fast_loop(work: Coroutine[Any, Any, int]) -> int:

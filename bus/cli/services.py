@@ -40,6 +40,7 @@ def _rows(app: App, service: Service) -> list[dict[str, Any]]:
             "concurrency": handler.concurrency or service.concurrency,
             "rate": None if handler.rate is None else str(handler.rate),
             "ordered_by": handler.ordered_by,
+            "idempotent": handler.idempotent,
             "prefetch": subscriber.prefetch(service, handler),
         }
         for handler in service.handlers
@@ -57,7 +58,8 @@ def _show(app: App, rows: list[dict[str, Any]], unhandled: list[str]) -> None:
             sources = [*row["patterns"], *(f"queue {name}" for name in row["queues"])]
             retry = row["retry"].replace(" attempts, ", " attempts\n")
             by = f"by {row['ordered_by']}" if row["ordered_by"] else None
-            at_once = [str(row["concurrency"]), *filter(None, [row["rate"], by])]
+            once = "idempotent" if row["idempotent"] else None
+            at_once = [str(row["concurrency"]), *filter(None, [row["rate"], by, once])]
             cells = (row["handler"], sources, retry, f"{row['timeout']:g} s", at_once, row["prefetch"])
             table.add_row(*(screen.block(_lines(cell)) for cell in cells), end_section=row is own[-1])
     screen.show(

@@ -37,7 +37,7 @@ LONGEST: Final[Mapping[Kind, float]] = {
     "refused": 0,
     "unsure": 0,
 }
-"""Seconds that a fault of each kind lasts at most."""
+"""Seconds that a fault of each kind lasts at most; a clock jumps so far ahead, or back."""
 MOST: Final = 5
 """Faults in one run, at most."""
 
@@ -62,7 +62,10 @@ def chosen(random: Random, counts: Mapping[str, int]) -> tuple[Fault, ...]:
         kind = random.choice(get_args(Kind))
         # what a fault makes happen comes after what would have happened without it
         at = random.randint(1, max(1, round(counts.get(COUNTED[kind], 0) * 1.3)))
-        faults.append(Fault(kind, at, random.random() ** 2 * LONGEST[kind]))
+        seconds = random.random() ** 2 * LONGEST[kind]
+        if kind == "clock jump":
+            seconds *= random.choice((-1, 1))
+        faults.append(Fault(kind, at, seconds))
     return tuple(sorted(faults, key=lambda fault: (COUNTED[fault.kind], fault.at)))
 
 

@@ -7,27 +7,31 @@ although it raised; copies come late, and twice.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from ..errors import DeliveryLost
+from ..errors import BusUnavailable, DeliveryLost, Fate
 from ..message import Outgoing
 from ..outcome import Ack, DeadLetter, Outcome, Retry
 from ..transport.memory import MemoryConsumer, MemoryDelivery, MemoryQueue, MemoryTransport, Stored
 from .faults import Course
+from .generation import in_a_worker
 
 
 class FragileTransport(MemoryTransport):
     """A memory transport to which a course of faults happens; `told` is told of them."""
 
-    def __init__(self, course: Course, told: Callable[[str], None]) -> None:
+    def __init__(self, course: Course, told: Callable[[str], None], publish_timeout: float) -> None:
         super().__init__()
+        self._timeout = publish_timeout
         self._course = course
         self._told = told
         self._up = asyncio.Event()
         self._up.set()
         self._down_until = 0.0
+        self._stalled: Counter[str] = Counter()
         self.worker_comes_again = False
 
     def waiting(self) -> dict[str, int]:
@@ -35,27 +39,48 @@ class FragileTransport(MemoryTransport):
         return super().waiting() | ({"the worker starts again": 1} if self.worker_comes_again else {})
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Store the messages, through an outage, or fail; a failed publish is tried again, as by any careful program.
+        """Store the messages, or raise as any broker's client does where a handler publishes by a Bus.
 
-        So what was stored although it raised is there twice, with the same id.
+        What the scenario publishes is tried again, as by any careful program: what was stored although it raised is
+        there twice then, with the same id.
         """
+        if in_a_worker():
+            await self._publish(messages)
+        else:
+            await self.store(messages)
+
+    async def store(self, messages: Sequence[Outgoing]) -> None:
+        """Store the messages, through an outage, and again for as long as it fails."""
         while True:
-            await asyncio.sleep(0)
-            await self._up.wait()
-            faults = {fault.kind for fault in self._course.due("publish")}
-            types = ", ".join(outgoing.message.type for outgoing in messages)
-            if "refused" in faults:
-                self._told(f"publish refused: {types}")
-            else:
-                await super().publish(messages)
-                if "unsure" not in faults:
-                    break
-                self._told(f"stored, but the publish raised: {types}")
-            await asyncio.sleep(0.05)
+            try:
+                return await self._publish(messages)
+            except BusUnavailable:
+                await asyncio.sleep(0.05)
+
+    async def _publish(self, messages: Sequence[Outgoing]) -> None:
+        """Store the messages; raises BusUnavailable, and may have stored them all the same."""
+        await asyncio.sleep(0)
+        ids, types = [each.message.id for each in messages], ", ".join(each.message.type for each in messages)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._up.wait()
+        except TimeoutError:
+            raise BusUnavailable(
+                f"not sent within {self._timeout:g} s: the broker is down", dict.fromkeys(ids, Fate.UNKNOWN)
+            ) from None
+        faults = {fault.kind for fault in self._course.due("publish")}
+        if "refused" in faults:
+            self._told(f"publish refused: {types}")
+            raise BusUnavailable("the publish failed, and nothing was stored", dict.fromkeys(ids, Fate.UNKNOWN))
+        await super().publish(messages)
+        if "unsure" in faults:
+            self._told(f"stored, but the publish raised: {types}")
+            raise BusUnavailable("no confirm came; it may be stored", dict.fromkeys(ids, Fate.UNKNOWN))
         await asyncio.sleep(0)
 
     def lose_connection(self) -> None:
-        """Take back what is unsettled, as when the connection breaks; the worker goes on."""
+        """Take back what is unsettled, as when the connection breaks; the worker goes on, and no reply comes."""
+        self.replies.lost("the connection was lost")
         for queue in self.queues.values():
             for consumer in queue.consumers:
                 assert isinstance(consumer, FragileConsumer)
@@ -70,6 +95,16 @@ class FragileTransport(MemoryTransport):
         self._up.clear()
         self.lose_connection()
 
+    def _stall(self, queue: MemoryQueue, seconds: float) -> None:
+        name = queue.subscription.name
+        self._stalled[name] += 1
+
+        def over() -> None:
+            self._stalled[name] -= 1
+            queue.hand_out()
+
+        asyncio.get_running_loop().call_later(seconds, over)
+
     def _start(self, until: float) -> None:
         if until < self._down_until:
             return  # another outage is longer
@@ -77,10 +112,9 @@ class FragileTransport(MemoryTransport):
         for queue in self.queues.values():
             queue.hand_out()
 
-    @property
-    def up(self) -> bool:
-        """Whether it is there."""
-        return self._up.is_set()
+    def hands_out(self, queue: MemoryQueue) -> bool:
+        """Tell whether it is there, and nothing in the queue is late."""
+        return self._up.is_set() and not self._stalled[queue.subscription.name]
 
     def _consumer(self, queue: MemoryQueue, limit: int) -> MemoryConsumer:
         return FragileConsumer(self, queue, limit)
@@ -90,6 +124,11 @@ class FragileTransport(MemoryTransport):
         name = queue.subscription.name
         if (late := faults.get("late")) is not None:
             self._told(f"late by {late.seconds:.3g} s: {stored.message.type} for {name}")
+        if late is not None and queue.subscription.ordered:
+            # a queue keeps its order: what comes after it is late too
+            queue.put(stored)
+            self._stall(queue, late.seconds)
+        elif late is not None:
             self._later(timedelta(seconds=late.seconds), lambda: queue.put(stored))
         else:
             queue.put(stored)
@@ -112,7 +151,7 @@ class FragileConsumer(MemoryConsumer):
 
     def offer(self, stored: Stored) -> bool:
         """Take the copy, while the broker is there."""
-        return self._fragile.up and super().offer(stored)
+        return self._fragile.hands_out(self._queue) and super().offer(stored)
 
     def lose(self) -> None:
         """Give back what is unsettled, and go on."""
@@ -140,10 +179,10 @@ class FragileDelivery(MemoryDelivery):
     async def settle(self, outcome: Outcome) -> None:
         """Store every copy, then ack; what comes between is a crash's or a lost connection's."""
         match outcome:
-            case Ack(publish=published, reply=reply) if published:
+            case Ack(publish=published) if published:
                 self._require()
-                await self._fragile.publish(published)
-                outcome = Ack(reply=reply)
+                await self._fragile.store(published)
+                outcome = replace(outcome, publish=())
             case Retry() | DeadLetter():
                 self._require()
                 self._fragile.carry_out(self._queue, self.stored, outcome)

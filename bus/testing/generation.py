@@ -97,6 +97,11 @@ class Generation:
                 value, resume = error, coroutine.throw
 
 
+def in_a_worker() -> bool:
+    """Tell whether the running task is of a worker that can be abandoned."""
+    return _CURRENT.get() is not None
+
+
 @contextmanager
 def generations() -> Iterator[None]:
     """Let tasks that are created inside a generation belong to it."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..errors import ConfigurationError
 from ..message import Ids
+from ..worker import first_leaf
 from .faults import Course, Fault, chosen
 from .fragile import FragileTransport
+from .report import Story, report
 from .tester import Tester
 
 
@@ -24,8 +27,6 @@ UNSTEADY: Final = 0.05
 """How likely a step of the worker is put off a little, so that others come first."""
 LITTLE: Final = 0.05
 """Seconds that a step is put off, at most."""
-MOST_SHOWN: Final = 60
-"""Lines of a trace that are shown, the last ones."""
 
 
 class SimulationFailed(AssertionError):
@@ -37,7 +38,7 @@ class Ran:
     """How one run ended: its error, what happened, and how far it counted."""
 
     error: BaseException | None
-    story: Sequence[str]
+    story: Story
     counts: Mapping[str, int]
 
 
@@ -52,13 +53,15 @@ def simulate(build: Build, scenario: Scenario, *, seeds: Iterable[int] = range(1
     is lost, messages come late or twice, a publish fails, or raises although it stored, handlers are slow, the clock
     jumps. Raises SimulationFailed for the first seed that fails; `seed=4711` runs that one alone, as it was.
     """
+    __tracebackhide__ = True  # pytest shows the caller's line instead
     counts = _run(build, scenario, 0, ()).counts
     for each in seeds if seed is None else [seed]:
         faults = chosen(Random(f"faults {each}"), counts)
         ran = _run(build, scenario, each, faults)
         if ran.error is not None:
             fewest, ran = _shrunk(build, scenario, each, faults, ran)
-            raise SimulationFailed(_report(each, fewest, ran)) from ran.error
+            assert ran.error is not None
+            raise SimulationFailed(report(each, build, scenario, fewest, ran.error, ran.story)) from ran.error
 
 
 def _shrunk(
@@ -73,20 +76,6 @@ def _shrunk(
     return faults, ran
 
 
-def _report(seed: int, faults: Sequence[Fault], ran: Ran) -> str:
-    error, told = ran.error, str(ran.error).strip().splitlines()
-    shown = ran.story[-MOST_SHOWN:]
-    cut = [f"… {len(ran.story) - MOST_SHOWN} lines before"] if len(ran.story) > MOST_SHOWN else []
-    return "\n".join(
-        [
-            f"seed={seed}: {type(error).__name__}: {told[0] if told else ''}",
-            f"the fewest faults that make it fail: {'; '.join(map(str, faults)) or 'none, the order of steps will do'}",
-            "what happened:",
-            *(f"  {line}" for line in [*cut, *shown]),
-        ]
-    )
-
-
 def _run(build: Build, scenario: Scenario, seed: int, faults: Iterable[Fault]) -> Ran:
     """Run the scenario once, on an event loop of its own, with the same chances for the same seed."""
     state = random.getstate()
@@ -98,12 +87,38 @@ def _run(build: Build, scenario: Scenario, seed: int, faults: Iterable[Fault]) -
 
         async def run() -> Ran:
             simulated = Simulated(given, seed, faults)
-            return Ran(await simulated.run(scenario), simulated.told, simulated.course.counts)
+            return Ran(await simulated.run(scenario), simulated.trace, simulated.course.counts)
 
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            return runner.run(run())
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            ran = runner.run(run())
     finally:
         random.setstate(state)
+    if ran.error is not None and not _is_failure(ran.error):
+        raise ran.error
+    return ran
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Tell whether an error is a failure of the scenario; to be skipped, or interrupted, is none."""
+    if isinstance(error, Exception):
+        return True
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_failure, error.exceptions))
+    # pytest.fail() raises what is no Exception
+    pytest: Any = sys.modules.get("pytest")
+    return (
+        pytest is not None
+        and isinstance(error, pytest.fail.Exception)
+        and not isinstance(error, pytest.xfail.Exception)
+    )
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose clock stands until a Tester makes it jump, so that the times of a run are the same each time."""
+
+    def time(self) -> float:
+        """Return the time."""
+        return 0.0
 
 
 class Simulated(Tester):
@@ -113,7 +128,10 @@ class Simulated(Tester):
         own = {key: value for key, value in given.resources.items() if value is not given}
         super().__init__(*given.services, resources=own, middleware=given.middleware, settings=given.settings)
         self.course = Course(faults)
-        self.transport = self._transport = self._fragile = FragileTransport(self.course, self._happened.append)
+        self.trace = self._happened = Story(asyncio.get_running_loop())
+        self.transport = self._transport = self._fragile = FragileTransport(
+            self.course, self.trace.fault, self.settings.publish_timeout
+        )
         self._order = Random(f"order {seed}")
         self._ids = Ids(Random(f"ids {seed}"), os.getpid())
         self._at_step = self._step
@@ -123,26 +141,28 @@ class Simulated(Tester):
         self._down_for = 0.0
         self._armed = False
 
-    @property
-    def told(self) -> Sequence[str]:
-        """What happened, a line each, in its order."""
-        return self._happened
-
     async def run(self, scenario: Scenario) -> BaseException | None:
-        """Run the scenario while faults happen; return what it raised."""
-        async with self, asyncio.TaskGroup() as tasks:
-            restarting = tasks.create_task(self._restart())
-            self._armed = True
+        """Run the scenario while faults happen; return what it raised, or what a worker did that came again."""
+        raised: BaseException | None = None
+        async with self:
             try:
-                # what waits for a broker that is down must not take real time
-                with self._time.jumping():
-                    await scenario(self)
-            except Exception as error:
-                return error
-            finally:
-                restarting.cancel()
-                self._armed = False
-        return None
+                async with asyncio.TaskGroup() as tasks:
+                    restarting = tasks.create_task(self._restart())
+                    self._armed = True
+                    try:
+                        # what waits for a broker that is down must not take real time
+                        with self._time.jumping():
+                            await scenario(self)
+                    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                        raise
+                    except BaseException as error:
+                        raised = error
+                    finally:
+                        restarting.cancel()
+                        self._armed = False
+            except BaseExceptionGroup as group:
+                raised = first_leaf(group)
+        return raised
 
     def _step(self) -> asyncio.Future[None] | None:
         """Let happen what is due before this step of the worker; return what the step waits for."""
@@ -158,10 +178,10 @@ class Simulated(Tester):
 
     def _happen(self, fault: Fault) -> float:
         """Let a fault happen; return the seconds that the step waits for."""
-        happened = self._happened.append
+        happened = self.trace.fault
         match fault.kind:
             case "crash":
-                happened(f"the worker crashes, and is down for {fault.seconds:.3g} s")
+                happened(f"the worker crashes, and is down for {fault.seconds:.3g} s{self._under_way()}")
                 assert self._generation is not None
                 self._generation.abandon()
                 self.transport.crash()
@@ -185,6 +205,14 @@ class Simulated(Tester):
                 happened(f"a step takes {fault.seconds:.3g} s")
                 return fault.seconds
         return 0.0
+
+    def _under_way(self) -> str:
+        """Return what the worker was about, in words."""
+        running = [handler.subscription_name for handler in +self._running]
+        taken = [name for name, queue in self.transport.queues.items() if any(c.unsettled for c in queue.consumers)]
+        settling = [name for name in taken if name not in running]
+        told = f", while it ran {', '.join(running)}" if running else ""
+        return told + (f", with {', '.join(settling)} unsettled" if settling else "")
 
     def _end(self, seconds: float) -> None:
         self._fragile.worker_comes_again, self._down_for = True, seconds

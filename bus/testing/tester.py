@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
@@ -77,6 +77,7 @@ class Tester(Bus):
         self._random = Random(0)
         self._scope = ExitStack()
         self._running: Counter[Handler] = Counter()
+        self._at_work = 0
         self._runs: list[Run] = []
         self._sent: list[Outgoing] = []
         self._happened: list[str] = []
@@ -90,7 +91,7 @@ class Tester(Bus):
         self._at_step: Callable[[], asyncio.Future[None] | None] = lambda: None
 
     async def __aenter__(self) -> Self:
-        self._time = VirtualTime(lambda: self._running.total() > 0)
+        self._time = VirtualTime(lambda: self._at_work > 0)
         self._time.stands = self._clock_stands
         self._scope.enter_context(self._time.installed())
         self._scope.enter_context(generations())
@@ -162,10 +163,14 @@ class Tester(Bus):
         assert self._generation is not None
         self._generation.abandon()
         self.transport.crash()
+        for store in self.worker.stores:
+            # what the end of its process would do: what is not committed is rolled back, and locks are free
+            await store.__aexit__(None, None, None)
         self._gone.append(self._generation)
         for flow in self.worker.flows.values():
             flow.end()
         self._running.clear()
+        self._at_work = 0
         await self._start()
 
     def pause(self, name: str) -> None:
@@ -206,7 +211,8 @@ class Tester(Bus):
 
     def _note_sent(self, sent: Outgoing) -> None:
         self._sent.append(sent)
-        self._happened.append(f"published {sent.message.type} {sent.message.body.decode(errors='replace')}")
+        message = sent.message
+        self._happened.append(f"published {message.type} {message.id[:8]} {message.body.decode(errors='replace')}")
 
     async def _start(self) -> None:
         self.worker = Worker(
@@ -215,7 +221,7 @@ class Tester(Bus):
             app="test",
             events=self._events,
             settings=self.settings,
-            log=self._log,
+            log=self._working,
             middleware=(self._watch, *self.middleware),
             provided=self.resources,
             random=self._random,
@@ -226,8 +232,32 @@ class Tester(Bus):
         self._owner = self._generation.start(self.worker.run(self._stop, started.set))
         self._owner.add_done_callback(lambda _: started.set())
         self._owner.add_done_callback(lambda _: self._news.set())
-        await started.wait()
+        with self._working_on():
+            await started.wait()
         self._require_owner()
+        for error in self.worker.unavailable.values():
+            # a worker would try again, but a test is told
+            self._owner.cancel()
+            await asyncio.wait([self._owner])
+            raise error
+
+    @contextmanager
+    def _working_on(self) -> Iterator[None]:
+        """Let time go on as it does for as long as this lasts, if a thread may end it: a store's, say."""
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+
+    def _working(self, handler: Handler, process: Process) -> Process:
+        logged = self._log(handler, process)
+
+        async def worked(delivery: Delivery) -> Outcome:
+            with self._working_on():
+                return await logged(delivery)
+
+        return worked
 
     def _watch(self, handler: Handler, process: Process) -> Process:
         async def watched(delivery: Delivery) -> Outcome:

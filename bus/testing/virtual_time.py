@@ -21,8 +21,10 @@ from typing import Any, Final
 
 TURNS: Final = 2
 """Looks at the outside world, without a wait, before time may jump."""
-TICK: Final = 1e-9
-"""Seconds by which the clock moves at each look, so that no two timers are due at the same moment."""
+TICK: Final = 1e-7
+"""Seconds by which the clock moves at each look, at least, so that no two timers are due at the same moment."""
+UNEVEN: Final = (5**0.5 - 1) / 2
+"""What a tick differs by from the one before: by even ticks two timers may meet, and rounding choose between them."""
 BREATH: Final = 0.01
 """Seconds of real time between two looks while something outside the loop may still wake it."""
 
@@ -52,6 +54,7 @@ class VirtualTime:
         self._busy = busy
         self._askers: list[tuple[float, float]] = []
         self._now = 0.0
+        self._part = 0.0
         self._jobs = 0
         self._executors: set[concurrent.futures.Executor] = set()
         self._threads = {thread for thread in threading.enumerate() if not _idle(thread)}
@@ -83,7 +86,8 @@ class VirtualTime:
         So the same test has the same order on a busy machine; and what was asked for first is due first.
         """
         # after half a year a float has no room for the tick: a clock that stands still would hang the loop
-        self._now = max(self._now + TICK, math.nextafter(self._now, math.inf))
+        self._part = (self._part + UNEVEN) % 1
+        self._now = max(self._now + TICK * (1 + self._part), math.nextafter(self._now, math.inf))
         return self._now
 
     def _really(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:

@@ -136,7 +136,11 @@ class MemoryDelivery:
         self._consumer.end(self.stored)
 
     async def settle(self, outcome: Outcome) -> None:
-        """Carry the outcome out, all of it or nothing."""
+        """Carry the outcome out, all of it or nothing; what completes it comes between, as at any broker."""
+        if isinstance(outcome, Ack) and outcome.complete is not None:
+            self._consumer.store(self.stored, outcome.publish)
+            await outcome.complete()
+            outcome = Ack(reply=outcome.reply)
         self._consumer.settle(self.stored, outcome)
 
 
@@ -194,8 +198,7 @@ class MemoryConsumer:
 
     def begin(self, stored: Stored) -> int:
         """Note that a run of the copy begins; return how many never ended."""
-        if not self.holds(stored):
-            raise DeliveryLost(f"the delivery of {stored.message.id} belongs to a worker that is gone")
+        self._require(stored)
         return self._transport.begin(stored)
 
     def end(self, stored: Stored) -> None:
@@ -217,12 +220,20 @@ class MemoryConsumer:
         self._waiting.popleft().set_result(stored)
         return True
 
+    def store(self, stored: Stored, published: Sequence[Outgoing]) -> None:
+        """Store what was published with one delivery, which stays unsettled."""
+        self._require(stored)
+        self._transport.carry_out(self._queue, stored, Ack(tuple(published)))
+
+    def _require(self, stored: Stored) -> None:
+        if not self.holds(stored):
+            raise DeliveryLost(f"the delivery of {stored.message.id} belongs to a worker that is gone")
+
     def settle(self, stored: Stored, outcome: Outcome) -> None:
         """Carry the outcome of one delivery out."""
-        if not self.holds(stored):
-            if isinstance(outcome, Release):
-                return
-            raise DeliveryLost(f"the delivery of {stored.message.id} belongs to a worker that is gone")
+        if isinstance(outcome, Release) and not self.holds(stored):
+            return
+        self._require(stored)
         self._transport.carry_out(self._queue, stored, outcome)
         del self._unsettled[stored.position]
         self._left_over.discard(stored.position)

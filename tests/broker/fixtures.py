@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from .install import NoBroker, programs, wanted
 from .node import Node
 from .proxy import Proxy
 
@@ -25,8 +26,13 @@ BATCH = 25
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder that the processes of this run share."""
+    """Make the folder that the processes of this run share; a version that cannot be had ends the run at once."""
     if not hasattr(config, "workerinput"):
+        try:
+            if wanted():
+                programs()
+        except NoBroker as error:
+            raise pytest.UsageError(str(error)) from None
         os.environ[RUN] = tempfile.mkdtemp(prefix="tidegate-tests-")
 
 
@@ -72,12 +78,14 @@ def broker() -> Shared:
 @pytest.fixture(scope="session")
 def _vhosts(broker: Shared, worker_id: str) -> Iterator[str]:
     def names() -> Iterator[str]:
-        batch = 0
+        batch, gone = 0, list[str]()
         while True:
             made = [f"{worker_id}-{batch}-{number}" for number in range(BATCH)]
+            # each virtual host that is left behind makes the next one dearer
+            broker.node.delete_vhosts(gone)
             broker.node.add_vhosts(made)
             yield from made
-            batch += 1
+            batch, gone = batch + 1, made
 
     return names()
 
@@ -94,15 +102,28 @@ def vhost(broker: Shared, vhost_name: str) -> str:
     return broker.node.url(vhost_name)
 
 
-@pytest.fixture
-def own_broker() -> Iterator[Node]:
-    """A broker of the test's own, that it may stop and kill."""
-    node = Node()
-    try:
-        node.start()
-        yield node
-    finally:
+@pytest.fixture(scope="session")
+def _own_brokers() -> Iterator[list[Node]]:
+    """What tests left running; a broker takes seconds to start."""
+    left: list[Node] = []
+    yield left
+    for node in left:
         node.close()
+
+
+@pytest.fixture
+def own_broker(_own_brokers: list[Node]) -> Iterator[Node]:
+    """A broker of the test's own, that it may stop and kill, with nothing in it."""
+    node = _own_brokers.pop() if _own_brokers else Node()
+    try:
+        if node.pid() is None:
+            node.start()
+        yield node
+        node.empty()
+        _own_brokers.append(node)
+    finally:
+        if node not in _own_brokers:
+            node.close()
 
 
 @pytest_asyncio.fixture

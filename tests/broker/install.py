@@ -61,6 +61,28 @@ def wanted() -> str:
     return version
 
 
+def at_hand(version: str) -> Programs | None:
+    """Return a version's programs where nothing has to be fetched for them, None otherwise."""
+    if (found := _found(version)) is not None:
+        return found
+    if os.geteuid() == 0 and (found := _inside(version, _root(version))) is not None:
+        return found
+    if _docker():
+        image = f"rabbitmq:{version}"
+        done = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False, timeout=20)
+        return Programs(image=image) if done.returncode == 0 else None
+    return None
+
+
+def remedy(version: str) -> str:
+    """Return how a version that is not at hand can be had on this machine, in one line."""
+    if _docker():
+        return f"docker pull rabbitmq:{version}"
+    if shutil.which("apt-get"):
+        return f"as root, `make versions` unpacks that of Debian {DEBIAN[version]} into {_root(version)}"
+    return f"it needs Docker here: docker pull rabbitmq:{version}"
+
+
 def programs() -> Programs:
     """Return RabbitMQ's programs. Raises NoBroker with what is missing.
 
@@ -74,13 +96,23 @@ def programs() -> Programs:
         if _docker():
             return Programs(image=f"rabbitmq:{version or 3}")
         if os.geteuid() == 0 and shutil.which("apt-get"):
-            if not version:
+            try:
+                if version:
+                    return _unpacked(version)
                 _install("rabbitmq-server")
-            elif found := _unpacked(version):
-                return found
+            except subprocess.SubprocessError as error:
+                raise NoBroker(f"{MISSING} It could not be fetched: {error}") from error
             if found := _found(version):
                 return found
-    raise NoBroker(f"{MISSING} BROKER={version} needs that version." if version else MISSING)
+    raise NoBroker(f"RabbitMQ {version} is not here: {remedy(version)}" if version else MISSING)
+
+
+def version_of(found: Programs) -> str:
+    """Return the version that programs are of, as `BROKER` has it; "" where nothing tells."""
+    if found.image:
+        return found.image.partition(":")[2]
+    home = str(Path(found.root, found.folder.lstrip("/"), "rabbitmq-server").resolve()) + found.root
+    return next((version for version in DEBIAN if f"-{version}" in home), "")
 
 
 def _found(version: str) -> Programs | None:
@@ -95,21 +127,38 @@ def _found(version: str) -> Programs | None:
     return None
 
 
-def _unpacked(version: str) -> Programs | None:
+def _unpacked(version: str) -> Programs:
     """Return the programs of a version that is unpacked in the cache, and unpack it there first where it is not."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidegate"
-    root = cache / f"rabbitmq-{version}"
+    root = _root(version)
     if not root.exists():
         if not shutil.which("debootstrap"):
             _install("debootstrap")
-        cache.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=cache))
+        root.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=root.parent))
         packages = "--include=rabbitmq-server,ca-certificates"
         command = ["debootstrap", "--variant=minbase", packages, DEBIAN[version], str(fresh)]
-        subprocess.run(command, check=True, timeout=1200, stdout=subprocess.DEVNULL)
-        (fresh / "etc/hosts").write_text("127.0.0.1 localhost\n")
-        fresh.chmod(0o755)
-        fresh.rename(root)
+        try:
+            subprocess.run(command, check=True, timeout=1200, stdout=subprocess.DEVNULL)
+            (fresh / "etc/hosts").write_text("127.0.0.1 localhost\n")
+            fresh.chmod(0o755)
+            fresh.rename(root)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    if (found := _inside(version, root)) is not None:
+        return found
+    there = ", ".join(path.name for path in (root / "usr/lib/rabbitmq/lib").glob("rabbitmq_server-*"))
+    raise NoBroker(
+        f"BROKER={version}: Debian {DEBIAN[version]} in {root} has {there or 'no RabbitMQ'}; "
+        f"remove that folder to fetch it anew, or use Docker: docker pull rabbitmq:{version}"
+    )
+
+
+def _root(version: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidegate"
+    return cache / f"rabbitmq-{version}"
+
+
+def _inside(version: str, root: Path) -> Programs | None:
     home = next((root / "usr/lib/rabbitmq/lib").glob(f"rabbitmq_server-{version}*"), None)
     return Programs("/usr/lib/rabbitmq/bin", str(root)) if home else None
 

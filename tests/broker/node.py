@@ -9,14 +9,16 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 from .certificates import Authority
 from .install import Programs, programs
+from .operator import answer, expression, question
 
 
-READY_WITHIN = 60.0
+READY_WITHIN = 100.0
 ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 
@@ -107,6 +109,19 @@ class Node:
             os.kill(pid, signal.SIGKILL)
             _wait_for_end(pid)
 
+    def freeze(self) -> None:
+        """Stop the process without ending it; the kernel still takes connections for it."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have a process go on that was frozen."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self.pid()
+        assert pid is not None, f"{self.erlang_name} does not run"
+        os.kill(pid, number)
+
     def close(self) -> None:
         """End everything that was started here, and remove the data."""
         if self._container:
@@ -130,17 +145,48 @@ class Node:
         return pid
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl and return what it printed."""
+        """Do what rabbitmqctl does with these words, and return what it printed."""
+        code = expression(arguments)
+        call = self._erl_call()
+        if code is None or not call:
+            return self.run("rabbitmqctl", *arguments)
+        # names of their own: a node knows two callers of one name as one
+        asker = f"asker{os.getpid()}x{threading.get_native_id()}"
+        command = [*call, "-h", asker, "-c", self._cookie, "-sname", self.erlang_name, "-e"]
+        done = subprocess.run(
+            command,
+            env=self._environment(),
+            input=question(code),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        value = answer(done.stdout)
+        if value is None:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout} {done.stderr}")
+        return value
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of RabbitMQ's programs on the node and return what it printed; fails where the program does."""
         if self._container:
-            command = ["docker", "exec", self._container, "rabbitmqctl", "-q", *arguments]
+            command = ["docker", "exec", self._container, program, "-q", *arguments]
             environment = None
         else:
-            command = self.programs.command("rabbitmqctl", "-q", "-n", self.erlang_name, *arguments)
+            command = self.programs.command(program, "-q", "-n", self.erlang_name, *arguments)
             environment = self._environment()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=150)
         if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout} {done.stderr}")
+            raise RuntimeError(f"{program} {' '.join(arguments)}: {done.stdout} {done.stderr}")
         return done.stdout
+
+    def _erl_call(self) -> list[str]:
+        """Return how Erlang's program for calls is run, nothing where it is not to be had."""
+        if self._container:
+            return []
+        if self.programs.root != "/":
+            return Programs("/usr/bin", self.programs.root).command("erl_call")
+        return [found] if (found := shutil.which("erl_call")) else []
 
     def add_vhosts(self, names: list[str]) -> None:
         """Add virtual hosts that guest may use, all in one call."""
@@ -150,6 +196,22 @@ class Node:
             f'[begin rabbit_vhost:add(V, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
             f'<<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>) end || V <- [{quoted}]].',
         )
+
+    def delete_vhosts(self, names: list[str]) -> None:
+        """Delete virtual hosts with all that is in them, in one call."""
+        quoted = ",".join(f'<<"{name}">>' for name in names)
+        self.ctl("eval", f'[rabbit_vhost:delete(V, <<"tests">>) || V <- [{quoted}]].')
+
+    def empty(self) -> None:
+        """Make it as one that was started for the first time; it has to run."""
+        self.delete_vhosts(["/"])
+        self.ctl(
+            "eval",
+            """[rabbit_auth_backend_internal:delete_user(User, <<"tests">>) ||
+             [{user, User} | _] <- rabbit_auth_backend_internal:list_users(), User =/= <<"guest">>],
+            application:set_env(rabbit, consumer_timeout, 1800000).""",
+        )
+        self.add_vhosts(["/"])
 
     def time_out_consumers(self, milliseconds: int) -> None:
         """Take back what is unacked for longer; a queue that has a limit of its own listens to a policy only."""

@@ -21,6 +21,13 @@ from .stage import Log, Placed, Stage
 
 Outage: TypeAlias = Callable[[Proxy], None]
 
+CANCEL = (
+    '{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)), '
+    "[rabbit_channel:send_command(element(1, C), {{'basic.cancel', element(2, C), true}}) "
+    "|| C <- rabbit_amqqueue:consumers(Q)]."
+)
+"""Tells the consumers of a queue that they are cancelled, which the queue does not know of."""
+
 
 def refuse(proxy: Proxy) -> None:
     """The broker is gone: connections are reset, and new ones refused."""

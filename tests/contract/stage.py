@@ -17,6 +17,7 @@ from bus.message import Outgoing
 from bus.middleware.logging import logging
 from bus.transport import Transport
 from bus.transport.memory import MemoryTransport
+from bus.watchdog import THRESHOLD, Watchdog, watching
 from bus.worker import Worker
 
 
@@ -48,23 +49,23 @@ class Log(list[T], Generic[T]):
     async def reaches(self, size: int) -> None:
         await self.holds(lambda log: len(log) >= size, f"{size} entries")
 
-    async def holds(self, condition: Callable[[list[T]], bool], what: str) -> None:
+    async def holds(self, condition: Callable[[list[T]], bool], what: str, within: float = WITHIN) -> None:
         try:
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(within):
                 while not condition(self):
                     self._grown.clear()
                     await self._grown.wait()
         except TimeoutError:
-            raise AssertionError(f"waited {WITHIN} s for {what}; there is {list(self)[-20:]}") from None
+            raise AssertionError(f"waited {within} s for {what}; there is {list(self)[-20:]}") from None
 
 
 class Hosted:
     """A worker that runs."""
 
-    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event, worker: Worker) -> None:
+    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event, worker: Worker, watchdog: Watchdog) -> None:
         self.task = task
         self.worker = worker
-        self.health = Health(worker, stop)
+        self.health = Health(worker, stop, watchdog)
         self._stop = stop
 
     async def stop(self) -> None:
@@ -109,15 +110,16 @@ class Stage:
             middleware=middleware,
             provided=provided,
         )
-        async with asyncio.TaskGroup() as tasks:
-            hosted = Hosted(tasks.create_task(worker.run(stop, started.set)), stop, worker)
-            hosted.task.add_done_callback(lambda _: started.set())
-            async with asyncio.timeout(WITHIN):
-                await started.wait()
-            try:
-                yield hosted
-            finally:
-                stop.set()
+        with watching(worker.flows, THRESHOLD) as watchdog:
+            async with asyncio.TaskGroup() as tasks:
+                hosted = Hosted(tasks.create_task(worker.run(stop, started.set)), stop, worker, watchdog)
+                hosted.task.add_done_callback(lambda _: started.set())
+                async with asyncio.timeout(WITHIN):
+                    await started.wait()
+                try:
+                    yield hosted
+                finally:
+                    stop.set()
 
     async def declare(self, *services: Service) -> None:
         """Declare what the services subscribe to, without a worker."""

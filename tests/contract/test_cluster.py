@@ -1,54 +1,185 @@
-"""A cluster whose nodes are killed under load."""
+"""A cluster whose nodes are killed, parted from the others and rolled, under load. It runs by deploy/cluster.conf."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 import pytest
 
-from bus import Message, Service
+from bus import BusUnavailable, Message, Reject, Service
+from bus.transport.rabbitmq import transport
 from tests.broker.cluster import Cluster
+from tests.broker.node import Node
 
 from .outages import Publishers
-from .stage import Log, staged
+from .stage import Log, Placed, Stage, staged
+
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+T = TypeVar("T")
+
+MORE = 50
+"""Messages that are published and handled after each change: what is stuck shows in any number."""
+OLD_ENOUGH = 1.5
+"""Seconds: a quorum queue that is younger does not survive the kill of its node."""
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Cluster]:
+    cluster = Cluster()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    three = Cluster()
-    try:
-        three.start()
-        yield three
-    finally:
-        three.close()
+def cluster(three: Cluster) -> Cluster:
+    """All three nodes, whatever an earlier test did to them."""
+    three.start()
+    return three
+
+
+class Load:
+    """Publishers, and a handler; goes on until everything is handled that was confirmed."""
+
+    def __init__(self, stage: Stage, publishers: Publishers, handled: Log[str]) -> None:
+        self.stage = stage
+        self._publishers = publishers
+        self._handled = handled
+
+    async def goes_on(self) -> None:
+        await self._publishers.go_on(MORE)
+        await self._handled.reaches(len(self._handled) + MORE)
+
+    @classmethod
+    @asynccontextmanager
+    async def on(cls, cluster: Cluster, namespace: str) -> AsyncIterator[Load]:
+        handled: Log[str] = Log()
+        service = Service("steady", concurrency=20)
+
+        @service.on("#")
+        async def work(message: Message) -> None:
+            await asyncio.sleep(0.005)
+            handled.append(message.id)
+
+        async with (
+            staged("rabbitmq", cluster.url(), publish_timeout=60, namespace=namespace) as stage,
+            stage.hosting(service),
+        ):
+            async with Publishers(stage, tasks=10).running() as publishers:
+                load = cls(stage, publishers, handled)
+                await load.goes_on()
+                yield load
+            await handled.holds(lambda seen: set(publishers.stored) <= set(seen), "everything that was confirmed")
+
+
+async def connected(cluster: Cluster) -> Node:
+    """Return a node that somebody is connected to."""
+    (node, _), *_ = (await asyncio.to_thread(cluster.connections, cluster.nodes[0])).most_common()
+    return node
+
+
+async def test_l3_what_a_single_worker_declares_is_led_by_every_node_and_kept_by_each(cluster: Cluster) -> None:
+    async with staged("rabbitmq", cluster.url(), namespace="spread") as stage:
+        services = [Service(f"number{number}") for number in range(3)]
+        for service in services:
+            for name in ("first", "second", "third"):
+                service.on("#", name=name)(ignore)
+        await stage.declare(*services)
+    asked = cluster.nodes[0]
+    handlers = {f"spread.{service.name}.{handler.name}" for service in services for handler in service.handlers}
+    leaders = await asyncio.to_thread(cluster.leaders, asked)
+    assert set(Counter(leaders[name] for name in handlers).values()) == {3}
+    kept = await asyncio.to_thread(asked.ctl, "list_queues", "--no-table-headers", "name", "members")
+    replicas = {name: members.count("@") for name, members in (line.split("\t") for line in kept.splitlines())}
+    assert {replicas[name] for name in replicas if name.startswith("spread.")} == {3}
+
+
+async def ignore(message: Message) -> None: ...
+
+
+async def test_l2_nodes_that_are_drained_and_revived_one_by_one_cost_nothing_that_was_confirmed(
+    cluster: Cluster,
+) -> None:
+    async with Load.on(cluster, "rolled") as load:
+        for node in cluster.nodes:
+            await asyncio.to_thread(cluster.drain, node)
+            await load.goes_on()
+            assert node not in await asyncio.to_thread(cluster.connections, node)
+            await asyncio.to_thread(cluster.revive, node)
+
+
+async def test_l2_a_node_that_is_cut_off_costs_nothing_that_was_confirmed_and_is_left_meanwhile(
+    cluster: Cluster,
+) -> None:
+    async with Load.on(cluster, "parted") as load:
+        node = await connected(cluster)
+        await asyncio.to_thread(cluster.cut_off, node)
+        await load.goes_on()
+        await asyncio.to_thread(cluster.heal, node)
+        await load.goes_on()
+    await asyncio.to_thread(cluster.start)
 
 
 async def test_l2_nodes_that_are_killed_under_load_cost_nothing_that_was_confirmed(cluster: Cluster) -> None:
-    handled: Log[str] = Log()
-    service = Service("steady", concurrency=20)
+    async with Load.on(cluster, "killed") as load:
+        await asyncio.sleep(OLD_ENOUGH)
+        first = await connected(cluster)
+        other = next(node for node in cluster.nodes if node is not first)
+        await asyncio.to_thread(first.kill)
+        await load.goes_on()
+        await asyncio.to_thread(first.start)
+        await asyncio.to_thread(cluster.lead, "killed.steady.work", first, other)
+        assert await asyncio.to_thread(cluster.leader, "killed.steady.work", other) is first
+        await load.goes_on()
+        await asyncio.to_thread(first.kill)  # this time it leads the queue, and nobody is connected to it
+        await load.goes_on()
 
-    @service.on("#")
-    async def work(message: Message) -> None:
-        await asyncio.sleep(0.005)
-        handled.append(message.id)
 
-    connected, other = cluster.nodes[:2]
+async def test_f7_letters_outlive_the_leader_of_their_stream_while_they_are_written_listed_and_replayed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled: Log[int] = Log()
+    service, mended = Service("picky"), asyncio.Event()
 
-    async def goes_on(publishers: Publishers) -> None:
-        await publishers.go_on()
-        await handled.reaches(len(handled) + 200)
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        if not mended.is_set():
+            raise Reject("not yet")
+        handled.append(placed.number)
 
-    async with staged("rabbitmq", cluster.url(), publish_timeout=60) as stage, stage.hosting(service):
-        async with Publishers(stage, tasks=20).running() as publishers:
-            await asyncio.sleep(1.5)  # a quorum queue that is younger than this does not survive the kill of its node
-            await goes_on(publishers)
-            await asyncio.to_thread(connected.kill)
-            await goes_on(publishers)
-            await asyncio.to_thread(connected.start)
-            await asyncio.to_thread(cluster.lead, "steady.work", connected, other)
-            assert await asyncio.to_thread(cluster.leader, "steady.work", other) is connected
-            await goes_on(publishers)
-            await asyncio.to_thread(connected.kill)  # this time it leads the queue, and nobody is connected to it
-            await goes_on(publishers)
-        await handled.holds(lambda seen: set(publishers.stored) <= set(seen), "everything that was confirmed")
+    opened = partial(staged, "rabbitmq", publish_timeout=3, namespace="lettered")
+    async with opened(cluster.url()) as stage, stage.hosting(service):
+        await stage.bus.publish(*(Placed(number=number) for number in range(20)))
+        await stage.letters("picky", 20)
+        await asyncio.sleep(OLD_ENOUGH)
+        leader = await asyncio.to_thread(cluster.leader, "lettered.picky.dead", cluster.nodes[0])
+        monkeypatch.setattr(transport, "in_any_order", tuple)
+        async with opened(cluster.url(first=leader)) as operator, asyncio.timeout(60):
+            assert len(await operator.letters("picky", 20)) == 20
+            await asyncio.to_thread(leader.kill)
+            for number in range(20, 40):
+                await insisted(partial(stage.bus.publish, Placed(number=number), id=str(number)))
+            while len(found := await insisted(partial(operator.letters, "picky", 20))) < 40:
+                await asyncio.sleep(0.1)
+            mended.set()
+            for letter in found:
+                await insisted(partial(operator.transport.dead_letters.replay, letter))
+            await handled.holds(lambda seen: set(seen) == set(range(40)), "every letter")
+            assert await insisted(partial(operator.letters, "picky", 0)) == []
+
+
+async def insisted(act: Callable[[], Awaitable[T]]) -> T:
+    """Do what an operator does who is told that it cannot be done now."""
+    while True:
+        try:
+            return await act()
+        except BusUnavailable:
+            await asyncio.sleep(0.2)

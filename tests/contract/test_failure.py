@@ -88,7 +88,7 @@ async def test_f1_retry_after_is_as_late_as_it_says(stage: Stage) -> None:
     loop = asyncio.get_running_loop()
     service = Service("patient")
 
-    @service.on(Placed, retry=fixed(3, 5))
+    @service.on(Placed, retry=fixed(3, 60))
     async def ask(placed: Placed, context: Context) -> None:
         log.append((context.attempt, loop.time()))
         if context.attempt == 1:
@@ -98,7 +98,7 @@ async def test_f1_retry_after_is_as_late_as_it_says(stage: Stage) -> None:
         await stage.bus.publish(Placed())
         await log.reaches(2)
     assert [attempt for attempt, _ in log] == [1, 2]
-    assert 0.35 <= log[1][1] - log[0][1] < 4
+    assert log[1][1] - log[0][1] >= 0.35  # and it came, which it would not have by the policy
 
 
 async def test_f2_attempt_and_first_failure_travel_with_the_message(stage: Stage) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import aio_pika
 import pytest
 
-from bus import AccessRefused, Context, Service, discovery, fixed, immediate
+from bus import AccessRefused, ConfigurationError, Context, Service, discovery, fixed, immediate
 from bus.middleware.logging import logging
 from bus.worker import Worker
 from tests.broker.fixtures import Shared
@@ -301,19 +301,20 @@ async def test_l5_a_stop_while_a_resource_opens_closes_those_that_are_open(stage
     assert not started.is_set()
 
 
-async def test_l5_a_resource_that_cannot_be_opened_ends_the_worker_with_what_it_raised(stage: Stage) -> None:
+async def test_l5_a_resource_that_is_misconfigured_ends_the_worker_with_what_it_raised(stage: Stage) -> None:
     service = Service("early")
 
     @service.resource
     async def pool() -> AsyncIterator[int]:
-        raise TimeoutError("no database")
+        raise ConfigurationError("POOL_SIZE is no number")
         yield 1
 
     @service.on(Placed)
     async def work(placed: Placed, pool: int) -> None: ...
 
-    with pytest.raises(TimeoutError, match="no database"):
+    with pytest.raises(ExceptionGroup) as raised:
         await worker(stage, service).run(asyncio.Event())
+    assert raised.group_contains(ConfigurationError, match="POOL_SIZE")
 
 
 async def test_l5_a_stop_before_the_start_runs_nothing(stage: Stage) -> None:

@@ -17,7 +17,7 @@ from tests.broker.fixtures import Shared
 from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 
-from .outages import Outage, swallow_down, swallow_up
+from .outages import CANCEL, Outage, swallow_down, swallow_up
 from .stage import Log, Placed, Shipped, Stage, staged
 
 
@@ -52,6 +52,21 @@ async def test_l2_a_worker_whose_channels_die_without_a_word_finds_out(
         await asyncio.to_thread(broker.node.ctl, "eval", KILL_CHANNELS.format(vhost=vhost_name))
         await rabbitmq.bus.publish(Placed(number=2))
         await log.holds(lambda seen: 2 in seen, "the second")
+
+
+async def test_l2_a_worker_that_is_told_that_its_consumers_are_cancelled_leaves_nothing_to_them(
+    rabbitmq: Stage, broker: Shared, vhost_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: Log[int] = Log()
+    caplog.set_level("INFO", logger="tidegate")
+    async with rabbitmq.hosting(steady(log)):
+        await rabbitmq.bus.publish(Placed(number=0))
+        await log.reaches(1)
+        await asyncio.to_thread(broker.node.ctl, "eval", CANCEL.format(vhost=vhost_name, queue="steady.work"))
+        while not lines(caplog, "consuming again", "steady.work"):
+            await asyncio.sleep(0.01)
+        await rabbitmq.bus.publish(*(Placed(number=number) for number in range(1, 40)))
+        await log.holds(lambda seen: set(seen) == set(range(40)), "all that was published since")
 
 
 async def test_l2_a_connection_that_a_firewall_forgot_is_found_before_any_heartbeat_is_missed(

@@ -84,9 +84,11 @@ async def test_s3_a_worker_goes_on_with_a_new_password_whichever_place_has_it_fi
     url = await user.made()
     with structlog.testing.capture_logs() as logs:
         async with staged("rabbitmq", url, password_file=user.file) as stage, stage.hosting(listening(log)):
+            await stage.bus.publish(Placed(number=0))
+            await log.reaches(1)
             await user.change("second")
             await stage.bus.publish(Placed(number=1))  # who is in stays in
-            await log.reaches(1)
+            await log.reaches(2)
             await user.close_all()
             await until(lambda: seen(logs, "broker refuses") == BOTH, "the refusals")
             refusals = [entry["error"] for entry in logs if entry["event"] == "broker refuses"]
@@ -95,14 +97,14 @@ async def test_s3_a_worker_goes_on_with_a_new_password_whichever_place_has_it_fi
             user.write("second")
             await until(lambda: seen(logs, "broker reachable") == BOTH, "both links")
             await stage.bus.publish(Placed(number=2))
-            await log.reaches(2)
+            await log.reaches(3)
             logs.clear()
             user.write("third")  # before the broker has it
             await user.change("third")
             await user.close_all()
             await until(lambda: seen(logs, "broker reachable") == BOTH, "both links")
             await stage.bus.publish(Placed(number=3))
-            await log.reaches(3)
+            await log.reaches(4)
 
 
 async def test_s3_what_is_declared_again_waits_for_the_new_password_too(
@@ -113,6 +115,8 @@ async def test_s3_what_is_declared_again_waits_for_the_new_password_too(
     url = await user.made()
     with structlog.testing.capture_logs() as logs:
         async with staged("rabbitmq", url, password_file=user.file) as stage, stage.hosting(listening(log)):
+            await stage.bus.publish(Placed(number=0))
+            await log.reaches(1)
             await user.change("second")
             link = await Link.connect(addresses(Settings(url=vhost))[0])
             await (await link.channel()).rpc(commands.Queue.Delete(queue="inventory.reserve"))
@@ -122,7 +126,7 @@ async def test_s3_what_is_declared_again_waits_for_the_new_password_too(
             await until(lambda: any(entry["event"] == "consuming again" for entry in logs), "consuming again")
             await stage.bus.publish(Placed(number=1))
             await stage.bus.publish(Placed(number=2), delay=0.1)
-            await log.reaches(2)
+            await log.reaches(3)
 
 
 async def test_s3_a_broker_that_restarts_in_the_midst_of_it_changes_nothing(own_broker: Node, tmp_path: Path) -> None:

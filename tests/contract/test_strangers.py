@@ -6,13 +6,16 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import aio_pika
 import pytest
 
 from bus import Context, Fate, Letter, Message, Reject, Service, fixed
 from bus.transport.rabbitmq.address import addresses
 from bus.transport.rabbitmq.channel import Parcel
 from bus.transport.rabbitmq.link import Link
-from tests.hostile.messages import Bulk, array, assembled, long, string, table, whole
+from tests.hostile.fields import array, long, string, table, whole
+from tests.hostile.forgeries import Bulk
+from tests.hostile.messages import assembled
 
 from .stage import Log, Placed, Shipped, Stage
 
@@ -120,6 +123,7 @@ POISON: dict[str, tuple[Fields, dict[str, bytes]]] = {
     "the end of time": ([(b"at", b"T" + b"\xff" * 8)], {"timestamp": b"\xff" * 8}),
     "a name that is too long to be moved": ([(b"x-" + b"y" * 253, string("z"))], {}),
     "thousands of x-headers": (Bulk("moved", 6_000).fields(), {}),
+    "an address for the answer that is as long as can be": ([], {"reply_to": b"z" * 255}),
     "an id of 120 kB": ([(b"cloudEvents_id", string("i" * 120_000))], {}),
     "a made id of 120 kB": ([(b"tidegate-id", string("i" * 120_000))], {}),
     "a routing key of 120 kB": ([(b"tidegate-routing-key", string("i" * 120_000))], {}),
@@ -140,6 +144,7 @@ async def test_f4_what_a_stream_cannot_keep_is_wrapped_and_the_next_letter_is_re
         await rabbitmq.transport.dead_letters.replay(odd)
         again = await replaced(rabbitmq, odd)
     assert again.message.body == b"odd"
+    assert (again.message.reply_to or "").encode() == given.get("reply_to", b"")
     assert (again.message.id, again.message.headers) == (odd.message.id, odd.message.headers)
 
 
@@ -149,6 +154,36 @@ async def replaced(stage: Stage, letter: Letter) -> Letter:
         found = await stage.letters(letter.service, 2)
         if letter.id not in {open.id for open in found}:
             return found[-1]
+
+
+MANY = [(b"x-%d" % number, b"V") for number in range(200)]
+UNSTREAMED: dict[str, Fields] = {
+    "a decimal": [(b"price", DECIMAL)],
+    "a decimal in a list, of a name that is too long to be moved": [(b"x-" + b"y" * 253, array(array(DECIMAL)))],
+    "a decimal in a table, behind as many x-headers as are moved": [*MANY, (b"x-prices", table([(b"tea", DECIMAL)]))],
+    "a stream's filter that is no text": [*MANY, (b"x-stream-filter-value", table([]))],
+}
+
+
+@pytest.mark.parametrize("headers", UNSTREAMED.values(), ids=UNSTREAMED.keys())
+async def test_f1_a_retry_without_a_handler_is_a_letter_whatever_a_stream_cannot_take(
+    rabbitmq: Stage, headers: Fields
+) -> None:
+    failed: Log[int] = Log()
+    service = Service("wary")
+
+    @service.on("order.placed", retry=fixed(2, 1))
+    async def work(message: Message) -> None:
+        failed.append(1)
+        raise ValueError
+
+    async with rabbitmq.hosting(service):
+        await send(rabbitmq, headers, b"odd")
+        await failed.reaches(1)
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        await channel.queue_delete("wary.work")
+    (letter,) = await rabbitmq.letters("wary")
+    assert (letter.message.body, letter.failure.handler) == (b"odd", "work")
 
 
 TRICKS: dict[str, tuple[Fields, dict[str, bytes]]] = {

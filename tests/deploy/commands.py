@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from .compose import COMPOSE, ROOT, services, workers
+from .compose import CLUSTER, COMPOSE, ROOT, clustered, services, workers
 
 
 OPTIONS = {
@@ -13,6 +13,8 @@ OPTIONS = {
     "logs": {"--follow"},
     "ps": set[str](),
     "down": set[str](),
+    "stop": set[str](),
+    "start": {"--wait"},
 }
 """The verbs of `docker compose` that the guide uses, and their options."""
 
@@ -27,15 +29,19 @@ def contained(line: str) -> str:
         return "true"
     assert words[1:3] == ["compose", "-f"], line
     assert (ROOT / words[3]) == COMPOSE, line
-    verb, rest = words[4], words[5:]
+    known, rest = services(), words[4:]
+    if rest[0] == "-f":
+        assert (ROOT / rest[1]) == CLUSTER, line
+        known, rest = clustered()["services"], rest[2:]
+    verb, rest = rest[0], rest[1:]
     while rest and rest[0].startswith("-"):
         option = rest.pop(0)
         assert option in OPTIONS[verb], line
         if option == "--scale":
             service, _, count = rest.pop(0).partition("=")
-            assert (service in services(), count.isdecimal()) == (True, True), line
+            assert (service in known, count.isdecimal()) == (True, True), line
     if verb != "exec":
-        assert set(rest) <= set(services()), line
+        assert set(rest) <= set(known), line
         return "true"
-    assert rest[0] in workers(), line
-    return shlex.join(rest[1:])
+    assert rest[0] in known, line
+    return shlex.join(rest[1:]) if rest[0] in workers() else "true"

@@ -13,6 +13,8 @@ ROOT: Final = Path(__file__).parent.parent.parent
 DEPLOY: Final = ROOT / "deploy"
 DOCKERFILE: Final = DEPLOY / "Dockerfile"
 COMPOSE: Final = DEPLOY / "compose.yaml"
+CLUSTER: Final = DEPLOY / "cluster.yaml"
+"""What is put on top of the compose file for three nodes."""
 UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -26,6 +28,30 @@ def composed() -> dict[str, Any]:
 def services() -> dict[str, dict[str, Any]]:
     """Return the services by name."""
     return dict(composed()["services"])
+
+
+def clustered() -> dict[str, Any]:
+    """Return the file with the one for three nodes on top."""
+    base, over = composed(), yaml.safe_load(CLUSTER.read_text())
+    for service in over["services"].values():
+        if (extended := service.pop("extends", None)) is not None:
+            assert (DEPLOY / extended["file"]) == COMPOSE
+            for name, value in base["services"][extended["service"]].items():
+                service[name] = _merged(name, value, service.get(name))
+    return dict(_merged("", base, over))
+
+
+def _merged(name: str, base: Any, over: Any) -> Any:
+    """Return what Docker's compose makes of two values of one name."""
+    if over is None:
+        return base
+    if isinstance(base, dict) and isinstance(over, dict):
+        return base | {key: _merged(key, base.get(key), value) for key, value in over.items()}
+    if name == "volumes":
+        return [*{volume.split(":")[1]: volume for volume in [*base, *over]}.values()]
+    if name == "secrets":
+        return [*dict.fromkeys([*base, *over])]
+    return over
 
 
 def workers() -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from urllib.parse import quote
 
 from tests.broker.node import Node
@@ -25,11 +24,6 @@ class Deployed(Node):
     def login(self) -> str:
         """Return its URL, with the user of deploy/."""
         return f"amqp://{USER}:{quote(PASSWORD)}@127.0.0.1:{self.port}/"
-
-    def diagnose(self, *arguments: str) -> None:
-        """Run rabbitmq-diagnostics; it fails where something is wrong."""
-        command = self.programs.command("rabbitmq-diagnostics", "-n", self.erlang_name, *arguments)
-        subprocess.run(command, env=self._environment(), check=True, capture_output=True, timeout=60)
 
     def _environment(self) -> dict[str, str]:
         return super()._environment() | {"RABBITMQ_DEFAULT_USER": USER, "RABBITMQ_DEFAULT_PASS": PASSWORD}

@@ -22,7 +22,7 @@ async def test_retries_that_are_stuck_hold_up_nobody_elses_and_a_lost_one_comes_
         node.start()
         kind, program, *arguments = services()["rabbitmq"]["healthcheck"]["test"]
         assert (kind, program) == ("CMD", "rabbitmq-diagnostics")
-        node.diagnose(*arguments)
+        node.run(program, *arguments)
         told = node.ctl("eval", "application:get_all_env(rabbit).")
         assert "{dead_letter_worker_publisher_confirm_timeout,3000}" in told.replace(" ", "")
         assert "{dead_letter_worker_consumer_prefetch,1000}" in told.replace(" ", "")

@@ -1,42 +1,27 @@
-"""Thousands of hostile messages through a real broker and a worker of its own process, and what became of each."""
+"""What became of hostile messages: each is accounted for, by the worker's journal, its log and its dead letters."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import random
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path
+from itertools import islice, pairwise
 from typing import Any, Final
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-
-from bus import Fate, Letter, client
+from bus import Letter
 from bus.settings import Settings
-from bus.transport import Transport
-from bus.transport.rabbitmq import wire
-from bus.transport.rabbitmq.address import addresses
-from bus.transport.rabbitmq.channel import Channel, Parcel
-from bus.transport.rabbitmq.link import Link
+from bus.transport.rabbitmq.dead_letters import _letter
+from bus.transport.rabbitmq.transport import RabbitMQTransport
 
 from .crew import LADDER, LATER, TOKEN
-from .messages import Hostile, accepted
+from .sending import Sent
+from .watching import Crew, Told
 
 
-ROOT: Final = Path(__file__).parents[2]
 SETTLED_WITHIN: Final = 60.0
-EACH: Final = 5
-"""How often each of the messages is sent: to other handlers, each time with a token of its own."""
-AT_ONCE: Final = 100
-HANDLERS: Final = ("fine", "raises", "ladder", "later", "rejects", "typed")
 HOPELESS: Final = {"too-large", "hops", "expired", "broker"}
 """Why a message is given up without a run, whoever it is for."""
 REASONS: Final = {
@@ -53,188 +38,55 @@ LOGGED: Final = {"worker starting", "worker started", "worker stopping", "worker
     *("ack", "retry", "dead letter", "a reply was not sent; others like it are not told of")
 }
 """What a worker says while nothing is wrong with it."""
+HANDLED: Final = "handled"
+WRONG: Final = "wrong"
 
 
-@dataclass(frozen=True)
-class Sent:
-    """One message as it was sent."""
+class Wrong(AssertionError):
+    """A message did not come to what it has to; it is kept, so that it can join the corpus."""
 
-    token: int
-    handler: str
-    hostile: Hostile
-    body: bytes
-    direct: bool
+    def __init__(self, sent: Sent, why: object) -> None:
+        super().__init__(f"{told_of([sent])}: {why}")
+        self.sent = sent
 
 
 @dataclass
-class Told:
-    """What the journal says."""
+class Ledger:
+    """The dead letters of the crew, each read once."""
 
-    runs: defaultdict[int, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
-    done: Counter[int] = field(default_factory=Counter)
-    answers: Counter[int] = field(default_factory=Counter)
-    memory: list[dict[str, int]] = field(default_factory=list)
+    transport: RabbitMQTransport
+    seen: int = 0
+    found: defaultdict[int, list[Letter]] = field(default_factory=lambda: defaultdict(list))
 
+    async def read(self) -> Mapping[int, Sequence[Letter]]:
+        """Read on, and return the letters since the last `forget`, by token."""
+        desk = self.transport.dead_letters._desk("hostile")
+        async with self.transport.dead_letters._streams.told():
+            async with desk.lock:
+                fold = await desk.look()
+            new = list(islice(fold.rows.values(), self.seen, None))
+            self.seen += len(new)
+            async for row, entry in desk.entries(new):
+                letter = _letter(fold, row, entry)
+                self.found[token_of(letter)].append(letter)
+        return self.found
 
-def messages(amount: int, seeded: int) -> list[Hostile]:
-    """Return so many hostile messages, the same for the same seed."""
-    made: list[Hostile] = []
-    kept = settings(
-        max_examples=amount,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    def forget(self) -> None:
+        """Begin anew: what was read has been checked."""
+        self.found = defaultdict(list)
 
-    @seed(seeded)
-    @kept
-    @given(accepted)
-    def make(hostile: Hostile) -> None:
-        made.append(hostile)
-
-    make()
-    return made
-
-
-def addressed(hostile: Sequence[Hostile], amount: int, seeded: int) -> list[Sent]:
-    """Return so many messages to send, each with a body that tells its token."""
-    chance = random.Random(seeded)
-    sent = []
-    for token in range(amount):
-        message = hostile[token % len(hostile)]
-        # the broker itself sends what is published to queues by name to all that CC names; no copy of ours may
-        direct = chance.random() < 0.25 and not (message.has("CC") or message.has("BCC"))
-        sent.append(Sent(token, chance.choice(HANDLERS), message, marked(message.body, token), direct))
-    return sent
-
-
-def marked(body: bytes, token: int) -> bytes:
-    """Return the body with a token in it; what is JSON stays JSON."""
-    mark = b"#T%07d#" % token
-    if b'"number": 1}' in body:
-        return body.replace(b'"number": 1}', b'"number": 1, "token": "%s"}' % mark)
-    if body[:1] == b"{" and body[-1:] == b"}":
-        return body[:-1] + (b"," if len(body) > 2 else b'"number": 1, ') + b'"token": "%s"}' % mark
-    return body + mark
-
-
-async def publish(url: str, sent: Sequence[Sent]) -> None:
-    """Send them as a stranger does, and see that the broker took every one."""
-    (address,) = addresses(Settings(url=url))
-    link = await Link.connect(address)
-    channel = await link.channel(confirm=True)
-    for start in range(0, len(sent), AT_ONCE):
-        batch = channel.publish([_parcel(channel, each) for each in sent[start : start + AT_ONCE]])
-        async with asyncio.timeout(30):
-            fates = await batch.future
-        wrong = [each for each, fate in zip(sent[start:], fates, strict=False) if fate is not Fate.STORED]
-        assert not wrong, f"{channel.error}: {wrong[0]}"
-    await link.aclose()
-
-
-def _parcel(channel: Channel, sent: Sent) -> Parcel:
-    exchange, key = ("", b"hostile." + sent.handler.encode()) if sent.direct else ("events", b"")
-    if not sent.direct:
-        word = b"typed.numbered" if sent.handler == "typed" else sent.handler.encode()
-        key = word + b"." + sent.hostile.words if sent.hostile.words and sent.handler != "typed" else word
-    # keys that are no text cannot be asked for, so the frame is made here
-    named = key.decode("latin-1")
-    payload = b"\x00\x3c\x00\x28\x00\x00" + wire.short(exchange) + wire.short_bytes(key) + b"\x01"
-    frame = wire.HEAD.pack(wire.METHOD, channel.number, len(payload)) + payload + wire.END_OCTET
-    channel._methods[exchange, named, True] = frame
-    return Parcel(
-        str(sent.token), exchange, named, sent.hostile.flags, sent.hostile.properties, sent.body, mandatory=True
-    )
-
-
-class Crew:
-    """The worker's process, its journal and its log."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.journal, self.log = folder / "journal", folder / "log"
-        self._read = 0
-        self._rest = b""
-        self.told = Told()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BUS_")}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from tests.hostile.crew import app; app.cli()", "run"],
-                cwd=ROOT,
-                env=environment
-                | {"BUS_URL": url, "BUS_LOG_FORMAT": "json", "BUS_DEPLOY_GRACE": "0.01", "PYTHONPATH": str(ROOT)}
-                | {"HOSTILE_JOURNAL": str(self.journal)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
-
-    def read(self) -> Told:
-        """Read on in the journal."""
-        if self.journal.exists():
-            with self.journal.open("rb") as journal:
-                journal.seek(self._read)
-                new = self._rest + journal.read()
-                self._read = journal.tell()
-            *lines, self._rest = new.split(b"\n")
-            for line in lines:
-                self._take(json.loads(line))
-        return self.told
-
-    def _take(self, told: dict[str, Any]) -> None:
-        if "done" in told:
-            self.told.done[told["done"]] += 1
-        elif "answered" in told:
-            self.told.answers[told["answered"]] += 1
-        elif told["handler"] == "memory":
-            self.told.memory.append(told)
-        else:
-            self.told.runs[told["token"]].append(told)
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Return what it logged; whatever is no object of JSON in one line is an error here."""
-        for line in self.log.read_bytes().split(b"\n")[:-1]:
-            read = json.loads(line)
-            assert isinstance(read, dict)
-            yield read
-
-    async def started(self) -> None:
-        """Wait for the worker to be consuming."""
-        async with asyncio.timeout(30):
-            while b'"worker started"' not in self.log.read_bytes():
-                assert self.process.poll() is None, self.log.read_text()
-                await asyncio.sleep(0.05)
-
-    def stop(self) -> None:
-        """Stop it as a service manager does, and see that it ends well."""
-        self.process.terminate()
-        assert self.process.wait(30) == 0, self.log.read_text()[-3000:]
-
-
-@contextmanager
-def crew(url: str, folder: Path) -> Iterator[Crew]:
-    """Run the worker; it is killed in the end if it still runs."""
-    running = Crew(url, folder)
-    try:
-        yield running
-    finally:
-        running.process.kill()
-        running.process.wait()
+    async def open(self) -> Counter[int]:
+        """Read all open letters anew, as an operator does, and return how many there are to each token."""
+        return Counter([token_of(letter) async for letter in self.transport.dead_letters.browse("hostile")])
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Transport]:
+async def opened(url: str) -> AsyncIterator[Ledger]:
     """Open a transport to look at dead letters with."""
-    async with client.transport(Settings(url=url)) as transport:
-        yield transport
-
-
-async def letters(transport: Transport) -> dict[int, list[Letter]]:
-    """Return the open letters, by token."""
-    found: dict[int, list[Letter]] = defaultdict(list)
-    async for letter in transport.dead_letters.browse("hostile"):
-        found[token_of(letter)].append(letter)
-    return found
+    async with RabbitMQTransport.open(Settings(url=url)) as transport:
+        # twenty-eight quorum queues: a busy broker may take longer for them than a worker waits at a time
+        await transport._cascade.ready({}, asyncio.get_running_loop().time() + SETTLED_WITHIN)
+        yield Ledger(transport)
 
 
 def token_of(letter: Letter) -> int:
@@ -249,73 +101,94 @@ def told_of(sent: Sequence[Sent]) -> str:
     return "\n".join(f"{each.token} {each.handler} direct={each.direct} {each.hostile}" for each in sent[:10])
 
 
-async def settled(transport: Transport, running: Crew, sent: Sequence[Sent]) -> dict[int, list[Letter]]:
+async def settled(ledger: Ledger, running: Crew, sent: Sequence[Sent]) -> Mapping[int, Sequence[Letter]]:
     """Wait until every message is handled or a dead letter, and return the letters."""
     end = time.monotonic() + SETTLED_WITHIN + len(sent) / 50
     while True:
         assert running.process.poll() is None, running.log.read_text()[-3000:]
-        told, found = running.read(), await letters(transport)
+        told, found = running.read(), await ledger.read()
         left = [each for each in sent if not told.done[each.token] and each.token not in found]
         unanswered = [
             each for each in sent if each.handler == "fine" and told.done[each.token] > told.answers[each.token]
         ]
         if not left and not unanswered:
             return found
-        assert time.monotonic() < end, f"{len(left)} are neither handled nor dead letters: {told_of(left)}"
+        if time.monotonic() > end:
+            raise Wrong((left or unanswered)[0], f"{len(left)} are neither handled nor dead letters: {told_of(left)}")
         await asyncio.sleep(0.5)
 
 
-def check(sent: Sequence[Sent], told: Told, found: dict[int, list[Letter]]) -> None:
-    """Every message is accounted for, once; none was run too often, too early, or by another."""
+def check(
+    sent: Sequence[Sent], told: Told, found: Mapping[int, Sequence[Letter]], wrong: list[Wrong] | None = None
+) -> dict[int, str]:
+    """Every message is accounted for, once; none was run too often, too early, or by another.
+
+    Returns what each came to: that it was handled, or the reason of its dead letter. Raises the first that is wrong,
+    or adds them to `wrong`, where that is given.
+    """
+    verdicts = {}
     for each in sent:
-        runs, dead = told.runs[each.token], found.get(each.token, [])
-        assert told.done[each.token] + len(dead) == 1, (told_of([each]), told.done[each.token], dead)
-        assert {run["handler"] for run in runs} <= {each.handler}, (told_of([each]), runs)
-        attempts = [run["attempt"] for run in runs]
-        if dead and dead[0].failure.reason == "broker":
-            # it expired, and says itself why it died
-            assert each.hostile.has("expiration"), (told_of([each]), dead)
-            assert each.hostile.has("x-first-death-reason"), (told_of([each]), dead)
-        if dead and (dead[0].failure.reason in HOPELESS or each.handler == "typed"):
-            assert attempts == [], (told_of([each]), runs)
-            assert dead[0].failure.attempts == 0, (told_of([each]), dead)
-        else:
-            assert attempts == list(range(1, ATTEMPTS[each.handler] + 1)), (told_of([each]), runs)
-        for letter in dead:
-            assert letter.failure.reason in REASONS[each.handler], (told_of([each]), letter)
-            assert (letter.service, letter.handler) == ("hostile", each.handler), (told_of([each]), letter)
-            assert letter.message.body == each.body or b'"specversion"' in each.body, (told_of([each]), letter)
-        for first, second in pairwise(runs):
-            assert second["at"] - first["at"] >= DELAYS.get(each.handler, 0), (told_of([each]), runs)
-            same = ("id", "type", "headers")
-            assert [first[name] for name in same] == [second[name] for name in same], (told_of([each]), runs)
-        if each.handler == "fine":
-            assert told.answers[each.token] == told.done[each.token], each
-    assert sum(map(len, told.runs.values())) == sum(len(told.runs[each.token]) for each in sent)
+        try:
+            verdicts[each.token] = _check(each, told, found.get(each.token, []))
+        except AssertionError as error:
+            verdicts[each.token] = WRONG
+            if wrong is None:
+                raise Wrong(each, error) from error
+            wrong.append(Wrong(each, error))
+    runs = sum(map(len, told.runs.values()))
+    assert runs == sum(len(told.runs[each.token]) for each in sent), "something was run that was not sent"
+    return verdicts
 
 
-def check_log(running: Crew, sent: int) -> Counter[str]:
-    """Every line is one object; none was forged, and nothing was wrong with a connection."""
+def _check(each: Sent, told: Told, dead: Sequence[Letter]) -> str:
+    runs = told.runs[each.token]
+    assert told.done[each.token] + len(dead) == 1, (told.done[each.token], dead)
+    assert {run["handler"] for run in runs} <= {each.handler}, runs
+    attempts = [run["attempt"] for run in runs]
+    reason = dead[0].failure.reason if dead else HANDLED
+    if reason == "broker":
+        # it expired, and says itself why it died
+        assert each.hostile.has("expiration"), dead
+        assert each.hostile.has("x-first-death-reason"), dead
+    if dead and (reason in HOPELESS or each.handler == "typed"):
+        assert attempts == [], runs
+        assert dead[0].failure.attempts == 0, dead
+    else:
+        assert attempts == list(range(1, ATTEMPTS[each.handler] + 1)), runs
+    for letter in dead:
+        assert reason in REASONS[each.handler], letter
+        assert (letter.service, letter.handler) == ("hostile", each.handler), letter
+        assert letter.message.body == each.body or b'"data"' in each.body, letter
+    for first, second in pairwise(runs):
+        assert second["at"] - first["at"] >= DELAYS.get(each.handler, 0), runs
+        same = ("id", "type", "headers")
+        assert [first[name] for name in same] == [second[name] for name in same], runs
+    if each.handler == "fine":
+        assert told.answers[each.token] == told.done[each.token], told.answers[each.token]
+    return reason
+
+
+def check_log(running: Crew) -> Counter[str]:
+    """Read on in the log: every line is one object, none was forged, and nothing was wrong with a connection."""
     events: Counter[str] = Counter()
     for line in running.lines():
         assert "forged" not in line, line
         assert line["event"] in LOGGED, line
         events[line["event"]] += 1
-    assert events["ack"] + events["dead letter"] >= sent - events["dead letter"]
     return events
 
 
-async def replayed(transport: Transport, running: Crew, found: dict[int, list[Letter]], most: int) -> int:
+async def replayed(ledger: Ledger, running: Crew, found: Mapping[int, Sequence[Letter]], most: int) -> int:
     """Replay letters whose handler fails again: the same message, attempts from one, one letter again."""
     chosen = [dead[0] for dead in found.values() if dead[0].failure.reason in ("exhausted", "rejected")][:most]
     before = {token: len(runs) for token, runs in running.read().runs.items()}
+    ledger.forget()
     for letter in chosen:
-        await transport.dead_letters.replay(letter)
+        await ledger.transport.dead_letters.replay(letter)
     end = time.monotonic() + SETTLED_WITHIN
     while True:
-        again = await letters(transport)
-        # letters may share an id, and with it the count of what failed again
-        left = [letter for letter in chosen if {x.id for x in again[token_of(letter)]} <= {letter.id}]
+        again = await ledger.read()
+        left = [letter for letter in chosen if token_of(letter) not in again]
         if not left:
             break
         assert time.monotonic() < end, f"{len(left)} of {len(chosen)} replayed letters did not fail again: {left[0]}"
@@ -328,6 +201,6 @@ async def replayed(transport: Transport, running: Crew, found: dict[int, list[Le
         same = ("id", "type", "body", "headers", "correlation_id", "hops", "source", "time", "content_type", "reply_to")
         for name in same:
             assert getattr(now.message, name) == getattr(letter.message, name), (name, letter, now)
-        runs = told.runs[token][before[token] :]
+        runs: list[dict[str, Any]] = told.runs[token][before[token] :]
         assert [run["attempt"] for run in runs] == list(range(1, ATTEMPTS[letter.handler] + 1)), (letter, runs)
     return len(chosen)

@@ -64,7 +64,7 @@ async def fill(link: Link, queue: str, amount: int) -> None:
 
 
 async def consume(link: Link, queue: str, prefetch: int) -> tuple[Channel, Inbox]:
-    channel, inbox = await link.channel(), Inbox()
+    channel, inbox = await link.channel(), Inbox([])
     channel.on_delivery = inbox.put
     await channel.rpc(commands.Basic.Qos(prefetch_count=prefetch))
     await channel.rpc(commands.Basic.Consume(queue=queue, consumer_tag="tag"))

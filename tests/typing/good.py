@@ -24,6 +24,9 @@ from bus import (
     Reject,
     RetryAfter,
     Service,
+    SqliteStore,
+    SqliteTransaction,
+    Store,
     breaker,
     connect,
     connect_sync,
@@ -155,6 +158,17 @@ async def publish(order: Placed) -> None:
     with connect_sync("amqp://localhost/") as sync:
         sync.publish(order, at=datetime.now(UTC) + timedelta(days=1), required=True)
         assert_type(sync.request(order, Reserved, timeout=2), Reserved)
+
+
+store: Store = SqliteStore("billing.db", keep=timedelta(days=30), schema="CREATE TABLE IF NOT EXISTS stock (sku)")
+billing = Service("billing", store=store)
+
+
+@billing.on(Placed, idempotent=True, retry=fixed(3, 1))
+async def charge(placed: Placed, transaction: SqliteTransaction) -> Reserved:
+    rows = await transaction.execute("SELECT sku FROM stock WHERE sku = :sku", {"sku": placed.lines[0].sku})
+    assert_type(transaction.used, bool)
+    return Reserved(order_id=placed.order_id) if rows else Reserved(order_id=UUID(int=0))
 
 
 async def call_directly() -> None:

@@ -71,7 +71,7 @@ class Slots:
         self.given += 1
 
 
-def process(service: Service, *middleware: Any, slots: Slots | None = None) -> Process:
+def process(service: Service, *middleware: Any, slots: Slots | None = None, **further: Any) -> Process:
     (handler,) = service.handlers
     runtime = Runtime(
         settings=Settings(max_message_bytes=1000),
@@ -79,6 +79,7 @@ def process(service: Service, *middleware: Any, slots: Slots | None = None) -> P
         resources=Resources(service.resources, {}),
         source="/test/shop",
         threads=anyio.CapacityLimiter(4),
+        **further,
     )
     return build(handler, runtime, slots or Slots(), middleware, logging())
 

@@ -13,11 +13,12 @@ import h11
 import httpx
 import pytest
 
-from bus import ConfigurationError, Event, Service, breaker, immediate
-from bus import health as health_module
+from bus import ConfigurationError, Event, Service, breaker, endpoint, immediate
 from bus.discovery import named
-from bus.health import from_here, served
+from bus.endpoint import from_here
+from bus.health import Health, served
 from bus.transport.memory import MemoryConsumer
+from bus.watchdog import Culprit, Watchdog
 from bus.worker import Worker
 from tests.contract.stage import Log, Stage, staged
 
@@ -64,6 +65,10 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def asked(worker: Worker, stop: asyncio.Event | None = None) -> Health:
+    return Health(worker, stop or asyncio.Event(), Watchdog(Culprit, 0.0))
+
+
 @asynccontextmanager
 async def running(*services: Service) -> AsyncIterator[Running]:
     async with staged("memory", "memory://") as stage:
@@ -76,7 +81,7 @@ async def running(*services: Service) -> AsyncIterator[Running]:
             settings=stage.settings,
             log=lambda _, process: process,
         )
-        async with served(worker, f"127.0.0.1:{port}", stop) as bound, asyncio.TaskGroup() as tasks:
+        async with served(asked(worker, stop), f"127.0.0.1:{port}") as bound, asyncio.TaskGroup() as tasks:
             assert bound == port
             tasks.create_task(worker.run(stop, started.set))
             await started.wait()
@@ -122,7 +127,7 @@ async def test_before_the_worker_consumes_it_is_alive_and_not_ready() -> None:
             settings=stage.settings,
             log=lambda _, process: process,
         )
-        async with served(worker, f"127.0.0.1:{port}", asyncio.Event()):
+        async with served(asked(worker), f"127.0.0.1:{port}"):
             asking = Running(stage, worker, asyncio.Event(), port)
             assert (await asking.asks("GET", "/livez")).status_code == 200
             told = await asking.states()
@@ -240,7 +245,7 @@ def test_only_loopback_is_this_machine(host: str, here: bool) -> None:
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
-        ("GET", "/metrics", 404),
+        ("POST", "/metrics", 405),
         ("GET", "/livez/", 200),
         ("GET", "/livez?verbose", 200),
         ("POST", "/livez", 405),
@@ -280,13 +285,13 @@ async def test_whatever_is_sent_gets_one_answer_and_the_end(parts: list[bytes], 
 
 
 async def test_a_connection_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "LONGEST", 0.05)
+    monkeypatch.setattr(endpoint, "LONGEST", 0.05)
     async with running(inventory()) as worker:
         assert await worker.sends(b"GET /livez HTTP/1.1\r\n") == b""
 
 
 async def test_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_module, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(endpoint, "MOST_CONNECTIONS", 3)
     async with running(inventory()) as worker:
         held = [await asyncio.open_connection("127.0.0.1", worker.port) for _ in range(3)]
         assert await worker.sends(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n") == b""
@@ -314,7 +319,7 @@ async def test_a_port_that_is_taken_is_one_line() -> None:
         taken.listen()
         http = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigurationError, match="cannot listen there") as raised:
-            async with served(None, http, asyncio.Event()):  # type: ignore[arg-type]
+            async with served(None, http):  # type: ignore[arg-type]
                 pass
     assert (len(raised.value.problems), str(raised.value).count("\n")) == (1, 0)
     assert http in str(raised.value)
@@ -325,7 +330,7 @@ async def test_an_ipv6_host_works() -> None:
         worker = Worker(
             stage.transport, [], app="unit", events=named([]), settings=stage.settings, log=lambda _, process: process
         )
-        async with served(worker, f"[::1]:{free_port('::1')}", asyncio.Event()) as port, httpx.AsyncClient() as client:
+        async with served(asked(worker), f"[::1]:{free_port('::1')}") as port, httpx.AsyncClient() as client:
             assert (await client.get(f"http://[::1]:{port}/livez")).status_code == 200
             assert json.loads((await client.get(f"http://[::1]:{port}/readyz")).text) == {
                 "status": "ready",
@@ -334,5 +339,5 @@ async def test_an_ipv6_host_works() -> None:
 
 
 async def test_without_the_setting_nothing_listens() -> None:
-    async with served(None, "", asyncio.Event()) as port:  # type: ignore[arg-type]
+    async with served(None, "") as port:  # type: ignore[arg-type]
         assert port is None

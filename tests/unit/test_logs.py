@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +51,22 @@ def test_the_library_writes_to_its_hosts_logging_and_configures_nothing(caplog: 
     assert (record.name, record.levelname) == ("tidegate", "INFO")
     assert record.getMessage() == r"event=handler stopped handler=shop.work error=bad\nline"
     assert not structlog.is_configured()
+
+
+def test_what_libraries_log_is_a_line_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    stream = Terminal()
+    logs.configure("info", "json", stream)
+    logging.getLogger("aiormq").log(35, "%s was\n%s", "it", "cancelled")
+    told = json.loads(stream.written)
+    assert (told["event"], told["level"], told["logger"]) == ("it was\ncancelled", "warning", "aiormq")
+
+
+def test_what_the_host_makes_of_its_logging_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = logging.NullHandler()
+    monkeypatch.setattr(logging.root, "handlers", [own])
+    logs.configure("info", "json", Terminal())
+    assert logging.root.handlers == [own]
 
 
 def test_a_hosts_own_structlog_is_used_where_there_is_one() -> None:
@@ -147,3 +168,34 @@ def test_plain_text_stays_as_it_is(text: str) -> None:
 def test_only_texts_are_escaped() -> None:
     fields = {"event": "a\tb", "count": 3, "none": None, "plain": "x"}
     assert logs.escape_control(None, "info", fields) == {"event": r"a\tb", "count": 3, "none": None, "plain": "x"}
+
+
+MANY = """
+import sys
+from bus import logs
+
+logs.configure("info", sys.argv[2], process=sys.argv[1])
+for number in range(1500):
+    logs.logger().info("ack", number=number, note="x" * (number % 15 * 250), end="end")
+"""
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_lines_of_processes_that_share_a_stream_are_never_torn_and_tell_their_process(format: str) -> None:
+    ours, theirs = os.pipe()
+    # as the container has it: what is written is not gathered
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    with contextlib.ExitStack() as stack:
+        for name in ("one", "two"):
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", MANY, name, format], stderr=theirs, env=environment)
+            )
+        os.close(theirs)
+        with os.fdopen(ours) as stream:
+            lines = stream.read().splitlines()
+    if format == "json":
+        found = [(told["process"], told["number"]) for told in map(json.loads, lines)]
+    else:
+        whole = re.compile(r"\d\d:\d\d:\d\d\.\d+ \[info +\] ack +end=end note=x* number=(\d+) process=(one|two)")
+        found = [(match[2], int(match[1])) if (match := whole.fullmatch(line)) else (line, 0) for line in lines]
+    assert sorted(found) == [(name, number) for name in ("one", "two") for number in range(1500)]

@@ -155,3 +155,31 @@ def test_choosing_errors_changes_nothing_else_and_adds_up() -> None:
 )
 def test_a_policy_reads_as_words(policy: Policy, told: str) -> None:
     assert str(policy) == told
+
+
+POLICIES = st.one_of(
+    st.builds(
+        exponential,
+        st.integers(1, 1000),
+        first=st.floats(0, 1000),
+        factor=st.floats(1, 1e300),
+        limit=st.floats(0, 26_784_000),
+        jitter=st.booleans(),
+    ),
+    st.builds(fixed, st.integers(1, 1000), st.floats(0, 26_784_000)),
+    st.builds(immediate, st.integers(1, 1000)),
+)
+
+
+@given(POLICIES, st.integers(0, 99))
+def test_a_policy_played_to_its_end_keeps_its_word(policy: Policy, seed: int) -> None:
+    random, steps, waits = Random(seed), policy.steps, list[timedelta]()
+    while (wait := policy.decide(len(waits) + 1, ValueError(), random)) is not None:
+        waits.append(wait)
+    assert len(waits) + 1 == policy.attempts
+    assert list(policy.delays) == sorted(policy.delays)
+    for own, wait in zip(policy.delays, waits, strict=True):
+        at = steps.index(own)
+        assert abs(steps.index(wait) - at) <= policy.jitter, "the step or a neighbour, without jitter the step"
+    assert sum(waits, timedelta()) <= policy.longest
+    assert policy.decide(1 << 64, ValueError(), random) is None

@@ -256,7 +256,7 @@ def test_what_a_test_provides_counts_as_declared() -> None:
     service.on(Placed)(wants_pool)
     with pytest.raises(ConfigurationError, match="circle"):
         check([service])
-    check([service], provided=[Session])
+    check([service], provided={Session: Session()})
 
 
 async def yields_nothing_known():  # type: ignore[no-untyped-def]  # noqa: ANN201
@@ -303,4 +303,4 @@ def test_a_handler_that_wants_what_nobody_provides_is_told_with_its_place() -> N
 
     with pytest.raises(ConfigurationError, match=r"test_service\.py:\d+\): nobody provides Pool for 'pool'"):
         check([service])
-    check([service], provided=[Pool])
+    check([service], provided={Pool: Pool()})

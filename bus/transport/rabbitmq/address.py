@@ -5,7 +5,9 @@ Whatever is wrong with a URL is told without quoting what may be a part of the p
 
 from __future__ import annotations
 
+import random
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -86,6 +88,11 @@ def addresses(settings: Settings) -> tuple[Address, ...]:
     found[0].secret()
     found[0].context()
     return found
+
+
+def in_any_order(hosts: Sequence[Address]) -> Sequence[Address]:
+    """Return the addresses in an order of chance: processes that name the same hosts would all use the first."""
+    return random.sample(hosts, len(hosts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from typing import Final, Self
 
 from pamqp import commands
 
-from ...errors import AccessRefused, ConfigurationError, TidegateError
+from ...errors import AccessRefused, ConfigurationError
 from ...logs import logger
 from . import envelope, wire
 from .channel import Channel, ChannelClosed, LinkLost, Received
 from .delivery import RabbitMQDelivery, Settling
 from .doubts import Doubts
+from .inbox import Inbox
 from .supervisor import Backoff, Supervisor
 from .suspects import SUSPECT
 
@@ -28,60 +29,6 @@ CONSUME_WITHIN: Final = 10.0
 
 CLOSE_FOR_LATE: Final = ("3.", "4.0.", "4.1.", "4.2.")
 """Versions that close the channel of a consumer with something unacked for too long; later ones cancel it."""
-
-
-class Inbox:
-    """Deliveries that nobody took yet, in their order; whoever waits gets the next. It outlives channels."""
-
-    def __init__(self) -> None:
-        self.ready: deque[Received] = deque()
-        self._waiting: deque[asyncio.Future[Received]] = deque()
-        self._error: TidegateError | None = None
-
-    def put(self, received: Received) -> None:
-        """Hand a delivery to who has waited longest, or keep it."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(received)
-                return
-        self.ready.append(received)
-
-    async def get(self) -> Received:
-        """Return the next delivery, at once while there is one; a cancelled wait loses nothing."""
-        if self.ready:
-            return self.ready.popleft()
-        if self._error is not None:
-            raise self._error
-        waiter: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.ready.appendleft(waiter.result())
-                self._pass_on()
-            raise
-
-    def take_back(self, channel: Channel) -> list[Received]:
-        """Remove and return what came by this channel and nobody took."""
-        mine = [received for received in self.ready if received.channel is channel]
-        self.ready = deque(received for received in self.ready if received.channel is not channel)
-        return mine
-
-    def fail(self, error: TidegateError) -> None:
-        """Tell everyone who waits, now and later, that there will be no delivery."""
-        self._error = error
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_exception(error)
-        self._waiting.clear()
-
-    def _pass_on(self) -> None:
-        while self._waiting and self.ready:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(self.ready.popleft())
 
 
 class Feed:
@@ -226,9 +173,10 @@ class Feed:
         """Leave a channel whose queue was deleted or moved, but open: what runs can still be settled on it.
 
         The queue is consumed on another channel then: 3.10 crashes the connection over acks for a queue of the same
-        name that was declared again.
+        name that was declared again. Where the queue still sends, not all of it was cancelled, and it all goes back.
         """
-        channel.on_delivery, channel.on_cancelled, channel.on_end = lambda _: None, lambda: None, lambda: None
+        channel.on_delivery = lambda _: channel.leave()
+        channel.on_cancelled = channel.on_end = lambda: None
         channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
 
@@ -386,7 +334,7 @@ class RabbitMQConsumer:
     async def __anext__(self) -> RabbitMQDelivery:
         inbox, doubts = self._inbox, self._doubts
         while True:
-            received = inbox.ready.popleft() if inbox.ready else await inbox.get()
+            received = await inbox.get()
             delivery = RabbitMQDelivery(received, self._settling)
             if doubts.none or not doubts.settled(delivery.handed, redelivered=delivery.redelivered > 0):
                 return delivery

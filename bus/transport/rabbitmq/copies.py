@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from math import isfinite
 from typing import Any, Final
+from urllib.parse import quote
 
 from ...message import (
     ATTEMPT,
@@ -52,14 +53,16 @@ ROOM: Final = 4_000
 LONGEST_NAME: Final = 255
 MOST_MOVED: Final = 100
 """Headers that are moved for their `x-` alone; nobody's broker knows more, and each has a longer name then."""
-STREAMS: Final = ("x-amqp-", "x-basic-")
-"""Headers that a stream takes for its own."""
+STREAMS: Final = ("x-amqp-", "x-basic-", "x-stream-")
+"""Headers that a stream takes for its own; over one of a kind that it does not expect, 4.x crashes."""
 AMQP_10: Final = "amqp-1.0"
 """A type property that makes a stream take the body for AMQP 1.0, and crash whoever reads it."""
 HARMFUL: Final = {"type": AMQP_10, "reply_to": DIRECT_REPLIES}
 """Properties of which only this value would change what the broker does."""
 KEPT: Final = frozenset(name for _, name, _ in wire.PROPERTIES) - {"cluster_id"}
 """Properties that a stream keeps."""
+LONGEST_REPLY_TO: Final = 240
+"""Bytes of a quoted reply-to that a stream gives back: 4.3 makes an address of it, which may grow too long."""
 LATEST: Final = 1 << 53
 """Seconds since 1970 that a stream, which counts milliseconds, can tell."""
 
@@ -239,7 +242,7 @@ def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:
         fits = len(aside.encode()) <= LONGEST_NAME
         harmful = lower in MOVED or lower.startswith(STREAMS)
         if isinstance(value, Decimal):
-            # 3.10 crashes over one in a stream, where a retry ends whose handler is gone; it drops arrays
+            # a stream, where a retry ends whose handler is gone, crashes what dead-letters one; it drops arrays
             if fits and aside not in headers:
                 moved[aside] = [value]
             continue
@@ -247,10 +250,19 @@ def _movable(headers: Mapping[str, Any]) -> dict[str, Any]:
             harmful, left = True, left - 1
         if fits and harmful:
             moved[aside] = value
-        else:
+        elif not (lower.startswith("x-") and _has_decimal(value)):  # of such names, 4.x keeps arrays and tables too
             # what is there by its own name counts, and not what a stranger set aside by that name
             moved.setdefault(name, value)
     return moved
+
+
+def _has_decimal(value: Any) -> bool:
+    """Tell whether a decimal is in it, at any depth."""
+    if isinstance(value, dict):
+        return any(map(_has_decimal, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_decimal, value))
+    return isinstance(value, Decimal)
 
 
 def _beside(raw: bytes) -> dict[str, str] | None:
@@ -261,7 +273,10 @@ def _beside(raw: bytes) -> dict[str, str] | None:
         return None
     headers = properties.get("headers", {})
     odd = (
-        not KEPT.issuperset(properties) or properties.get("type") == AMQP_10 or properties.get("timestamp", 0) > LATEST
+        not KEPT.issuperset(properties)
+        or properties.get("type") == AMQP_10
+        or properties.get("timestamp", 0) > LATEST
+        or len(quote(properties.get("reply_to", ""), safe="", errors="replace")) > LONGEST_REPLY_TO
     )
     if odd or any(isinstance(value, Decimal) for value in headers.values()):
         return None

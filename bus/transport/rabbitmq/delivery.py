@@ -165,14 +165,10 @@ class RabbitMQDelivery:
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out; every copy is confirmed before the original is acked."""
         match outcome:
-            case Ack(publish=()):
+            case Ack(publish=(), complete=None):
                 pass
-            case Ack(publish=published):
-                self._require_channel()
-                try:
-                    await self._settling.publish(published)
-                except (PublishRefused, BusUnavailable):
-                    await self._held(lambda: self._settling.publish(published))
+            case Ack():
+                await self._stored(outcome)
                 self._answer(outcome.reply)
             case Retry():
                 await self._held(lambda: self._copied(self._retry(outcome), outcome.delay))
@@ -187,6 +183,16 @@ class RabbitMQDelivery:
         self._require_channel()
         # a wait for another version leaves the attempt as it is: its copy must not be taken for what was settled here
         self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt)
+
+    async def _stored(self, outcome: Ack) -> None:
+        self._require_channel()
+        if published := outcome.publish:
+            try:
+                await self._settling.publish(published)
+            except (PublishRefused, BusUnavailable):
+                await self._held(lambda: self._settling.publish(published))
+        if outcome.complete is not None:
+            await outcome.complete()
 
     def _answer(self, reply: Message | None) -> None:
         if reply is not None and (address := self.message.reply_to) is not None:

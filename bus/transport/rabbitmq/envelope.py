@@ -62,6 +62,8 @@ MOVED_PROPERTIES: Final = ("expiration", "user_id", "type", "reply_to")
 
 DIRECT_REPLIES: Final = "amq.rabbitmq.reply-to"
 """The consumer of the channel that publishes: the broker makes an address of it, and ends a channel that has none."""
+LONGEST: Final = 255
+"""Bytes that a property of AMQP may have; a stranger's headers are longer, and an edit of a letter sends them again."""
 MOST_ADDED: Final = 4_096
 """Bytes of what copies carry beside the message's own headers, at most."""
 
@@ -118,14 +120,14 @@ def encode(message: Message, added: Mapping[str, Any] | None = None, reply_to: b
     table = b"".join(parts)
     return b"".join(
         (
-            _JSON if message.content_type == JSON_CONTENT else wire.short(message.content_type),
+            _JSON if message.content_type == JSON_CONTENT else wire.short_bytes(_cut(message.content_type.encode())),
             wire.U32.pack(len(table)),
             table,
             PERSISTENT,
-            wire.short_bytes(correlation),
+            wire.short_bytes(correlation if len(correlation) <= LONGEST else _cut(correlation)),
             reply_to,
-            wire.short_bytes(id),
-            wire.U64.pack(int(message.time.timestamp())),
+            wire.short_bytes(id if len(id) <= LONGEST else _cut(id)),
+            wire.U64.pack(max(int(message.time.timestamp()), 0)),
             tail,
         )
     )
@@ -137,7 +139,12 @@ def _constant(type: str, version: int | None, source: str) -> tuple[bytes, bytes
     if version is not None:
         attributes["dataschema"] = DATASCHEMA.format(type=type, version=version)
     fields = (wire.field(CLOUDEVENTS_PREFIX + name, value) for name, value in attributes.items())
-    return b"".join(fields), wire.short(type) + wire.short(source[:255])
+    return b"".join(fields), wire.short_bytes(_cut(type.encode())) + wire.short_bytes(_cut(source.encode()))
+
+
+def _cut(text: bytes) -> bytes:
+    """Return what of a text has room in a property, which only repeats what a header says in full."""
+    return text if len(text) <= LONGEST else text[:LONGEST].decode(errors="ignore").encode()
 
 
 def _rare(message: Message) -> list[bytes]:
@@ -248,7 +255,7 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str],
             # of several names for one, those count whose values every copy keeps in its place
             if (found := EXTENSION.fullmatch(name)) is not None and (text := _text(value)) is not None:
                 extensions[found[1]] = text
-        elif (text := _text(value)) is not None:
+        elif (text := value if isinstance(value, str) else _text(value)) is not None:
             application[name] = text
     return attributes, extensions, application
 

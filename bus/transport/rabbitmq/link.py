@@ -49,7 +49,7 @@ class Link(asyncio.Protocol):
         self.blocked = ""
         self.answers_cancel = False
         self.version = ""
-        self._address = address
+        self.address = address
         self._secret = address.secret()
         self._heartbeat = address.heartbeat
         self._loop = asyncio.get_running_loop()
@@ -170,7 +170,7 @@ class Link(asyncio.Protocol):
 
     def give_up(self, why: str) -> None:
         """End the link without a goodbye: its peer does not answer."""
-        self._fail(LinkLost(f"{self._address}: {why}"), abort=True)
+        self._fail(LinkLost(f"{self.address}: {why}"), abort=True)
 
     async def aclose(self) -> None:
         """Flush, say goodbye, and close; the broker's answer is waited for `GOODBYE` at most."""
@@ -184,7 +184,7 @@ class Link(asyncio.Protocol):
             except TimeoutError:
                 pass  # the peer is gone, or takes nothing more
             finally:
-                self._fail(LinkLost(f"{self._address}: closed here without the broker's answer"), abort=True)
+                self._fail(LinkLost(f"{self.address}: closed here without the broker's answer"), abort=True)
 
     # what asyncio calls
 
@@ -205,9 +205,9 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: the socket is gone."""
-        if exc is not None and (wrong := self._address.verdict(exc)) is not None:
+        if exc is not None and (wrong := self.address.verdict(exc)) is not None:
             self._refuse(wrong)
-        self._fail(LinkLost(f"{self._address}: connection lost" + (f" ({exc})" if exc else "")))
+        self._fail(LinkLost(f"{self.address}: connection lost" + (f" ({exc})" if exc else "")))
 
     def data_received(self, data: bytes) -> None:
         """Take the frames in what came, and keep what is not whole yet."""
@@ -215,13 +215,13 @@ class Link(asyncio.Protocol):
         if self._buffer:
             data = self._buffer + data
         if data.startswith(TLS_ALERT) and not self._opened.done():
-            self._refuse(f"{self._address}: it speaks TLS there; write amqps:// in BUS_URL")
+            self._refuse(f"{self.address}: it speaks TLS there; write amqps:// in BUS_URL")
         try:
             at = self._frames(data)
         except LinkLost as error:
             self._fail(error, abort=True)
         except Exception as error:
-            self._fail(LinkLost(f"{self._address}: a garbled frame: {error!r}"), abort=True)
+            self._fail(LinkLost(f"{self.address}: a garbled frame: {error!r}"), abort=True)
         else:
             self._buffer = data[at:] if at < len(data) else b""
 
@@ -256,15 +256,15 @@ class Link(asyncio.Protocol):
 
     def _stranger(self, data: bytes) -> LinkLost:
         if self._opened.done():
-            return LinkLost(f"{self._address}: a garbled frame, or one over {self.frame_max} bytes: {data[:16]!r}")
+            return LinkLost(f"{self.address}: a garbled frame, or one over {self.frame_max} bytes: {data[:16]!r}")
         if data[:4] == b"AMQP" and len(data) >= 8:
-            return LinkLost(f"{self._address} does not speak AMQP 0-9-1: it asks for protocol {[*data[4:8]]}")
-        return LinkLost(f"{self._address} does not speak AMQP 0-9-1: it began with {data[:16]!r}")
+            return LinkLost(f"{self.address} does not speak AMQP 0-9-1: it asks for protocol {[*data[4:8]]}")
+        return LinkLost(f"{self.address} does not speak AMQP 0-9-1: it began with {data[:16]!r}")
 
     def _connection(self, command: Any) -> None:
         match command:
             case commands.Connection.Start():
-                address = self._address
+                address = self.address
                 capabilities: Any = (command.server_properties or {}).get("capabilities") or {}
                 # RabbitMQ keeps the tag of a consumer that it cancelled until it is answered; older ones close for it
                 self.answers_cancel = bool(capabilities.get("accept_consumer_cancel_ok"))
@@ -283,7 +283,7 @@ class Link(asyncio.Protocol):
                 self._heartbeat = min(self._heartbeat, offered)
                 beat = max(1, round(self._heartbeat))
                 self.send_command(commands.Connection.TuneOk(self._channel_max, self.frame_max, beat), 0)
-                self.send_command(commands.Connection.Open(self._address.vhost), 0)
+                self.send_command(commands.Connection.Open(self.address.vhost), 0)
             case commands.Connection.OpenOk():
                 self._beat()
                 if not self._opened.done():
@@ -296,7 +296,7 @@ class Link(asyncio.Protocol):
                 self._fail(LinkLost("closed"), abort=True)  # all is said; a goodbye of TLS would outlive the loop
             case commands.Connection.Blocked():
                 self.blocked = (
-                    f"{self._address}: the broker takes no publishes now: {command.reason or 'it says not why'}"
+                    f"{self.address}: the broker takes no publishes now: {command.reason or 'it says not why'}"
                 )
                 self._give_up_unacknowledged(after=0)  # the broker reads nothing now, and is alive
             case commands.Connection.Unblocked():
@@ -313,10 +313,10 @@ class Link(asyncio.Protocol):
     def _closed_by_broker(self, code: int, text: str) -> None:
         # a limit of connections is a no that may turn into a yes
         if code in {403, 530} and "connection limit" not in text:
-            password = "password" if self._address.password_file is None else "BUS_PASSWORD_FILE"
+            password = "password" if self.address.password_file is None else "BUS_PASSWORD_FILE"
             where = f"check the user, {password} and virtual host of BUS_URL"
-            self._refuse(f"{self._address}: {code} {text.rstrip('.')}; {where}")
-        self._fail(LinkLost(f"{self._address}: {code} {text}"))
+            self._refuse(f"{self.address}: {code} {text.rstrip('.')}; {where}")
+        self._fail(LinkLost(f"{self.address}: {code} {text}"))
 
     def _refuse(self, why: str) -> None:
         if not self._opened.done():
@@ -325,7 +325,7 @@ class Link(asyncio.Protocol):
     def _renew(self) -> None:
         """Tell the broker a password that has changed: where it is a token, the one that is known expires."""
         try:
-            secret = self._address.secret()
+            secret = self.address.secret()
         except ConfigurationError:
             return  # it is being written, or it is told when it is needed
         if secret != self._secret:
@@ -336,7 +336,7 @@ class Link(asyncio.Protocol):
         now, half = self._loop.time(), self._heartbeat / 2
         silent = now - self._heard > self._heartbeat * 2
         if silent and self._doubted:
-            self._fail(LinkLost(f"{self._address}: no heartbeat for {now - self._heard:.0f} s"), abort=True)
+            self._fail(LinkLost(f"{self.address}: no heartbeat for {now - self._heard:.0f} s"), abort=True)
             return
         # a loop that was busy has not read yet what may be there: look once more before the verdict
         self._doubted = silent

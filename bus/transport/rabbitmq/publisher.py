@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Final
 
 from pamqp import commands
 
 from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
+from .address import Address
 from .channel import Batch, Channel, ChannelClosed, LinkLost, Parcel
 from .link import Link
+from .silence import Silence
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
 
 
 ASK_AFTER: Final = 2.0
 """Seconds without a confirm after which a link is asked for an answer; one that is dead would be believed for long."""
+LOOKS: Final = 2
+"""Looks, as far apart, between which a link confirmed nothing, before another host is tried."""
+SILENT: Final = "it answers, but confirms nothing: is it cut off from its cluster?"
 OPEN_WITHIN: Final = 4.0
 """Seconds after which a link is given up that does not open a channel, though it takes bytes."""
 ELECTION: Final = 5.0
@@ -40,11 +45,20 @@ class Publisher:
     """Publishes parcels on one confirm channel of a supervised link; many tasks may publish at once.
 
     A message whose fate is unknown, because the link was lost before its confirm, is published again with the same id
-    on the next link, until the timeout. `keep` runs for as long as anyone publishes.
+    on the next link, until the timeout. `keep` runs for as long as anyone publishes. `cut_off` is told of a host that
+    confirmed nothing, where the next one did.
     """
 
-    def __init__(self, supervisor: Supervisor, exchange: str, timeout: float) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        exchange: str,
+        timeout: float,
+        cut_off: Callable[[Address, str], None] = lambda _, __: None,
+    ) -> None:
         self._supervisor = supervisor
+        self._cut_off = cut_off
+        self._left: Address | None = None
         self._exchange = exchange
         self._timeout = timeout
         self._channel: Channel | None = None
@@ -61,29 +75,44 @@ class Publisher:
             tasks.create_task(self._watch(), name="publish watch")
 
     async def _watch(self) -> None:
-        """Ask the link for an answer where no confirm came for long."""
+        """Ask the link for an answer where no confirm came for long; where it answers, another host may confirm."""
         oldest: Batch | None = None
+        silence, looks = Silence(), 0
         while True:
             await asyncio.sleep(ASK_AFTER)
-            waiting = next((batch for _, batch in self._deadlines if not batch.future.done()), None)
-            if waiting is not None and waiting is oldest and (channel := self._channel) is not None:
-                await self._ask(channel.link)
-            oldest = waiting
+            sent = [batch for _, batch in self._deadlines]
+            waiting = next((batch for batch in sent if not batch.future.done()), None)
+            stuck, oldest = waiting is oldest is not None, waiting
+            looks = silence.look(sent, looks)
+            if (channel := self._channel) is None or not (stuck or looks >= LOOKS):
+                continue
+            answers = await self._ask(channel.link)
+            if answers and looks >= LOOKS and self._supervisor.hosts > 1:
+                self._left, looks = channel.link.address, 0
+                self._give_up(channel.link, SILENT)
 
-    async def _ask(self, link: Link) -> None:
+    def _tell_of_the_left(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            self._cut_off(left, SILENT)
+
+    async def _ask(self, link: Link) -> bool:
+        """Tell whether the link answers; one that does not is given up, unless it is blocked, which says why."""
         if link.blocked:
-            return  # it does not answer, and says why
+            return False
         try:
             async with asyncio.timeout(OPEN_WITHIN):
                 (await link.channel()).leave()
         except TimeoutError:
             self._give_up(link)
+            return False
         except ConnectionError:
-            pass
+            return False
+        return True
 
-    def _give_up(self, link: Link) -> None:
+    def _give_up(self, link: Link, why: str = f"no answer within {OPEN_WITHIN:g} s") -> None:
         if not link.blocked:
-            link.give_up(f"no answer within {OPEN_WITHIN:g} s")
+            link.give_up(why)
 
     async def _keep_open(self) -> None:
         """Open a channel whenever one is wanted.
@@ -148,6 +177,8 @@ class Publisher:
                     await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
                     continue
                 told = await self._send(channel, left, deadline).future
+                if self._left not in (None, channel.link.address) and Fate.STORED in told:
+                    self._tell_of_the_left()
             if isinstance(channel.error, ChannelClosed):
                 why, allowed = channel.error.text, channel.error.code != 403
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]

@@ -56,6 +56,16 @@ class Supervisor:
         self._changed = asyncio.Event()
 
     @property
+    def hosts(self) -> int:
+        """How many hosts it may connect to."""
+        return len(self._addresses)
+
+    def leave(self, address: Address, why: str) -> None:
+        """Go on at the next host, if this is the one that is connected to."""
+        if self._link is not None and self._link.address == address:
+            self._link.give_up(why)
+
+    @property
     def trouble(self) -> str:
         """What is wrong with the link; empty while nothing is."""
         return self._link.blocked if self._link is not None else self._trouble

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -25,15 +25,16 @@ from ...replies import Replies
 from ...settings import Settings
 from .. import Subscription
 from . import delay, envelope, topology
-from .address import Address, addresses
+from .address import Address, addresses, in_any_order
 from .admin import RabbitMQTopology
 from .answers import Answers
 from .cascade import Cascade, Ways
 from .channel import Parcel
-from .consumer import Feed, Inbox, RabbitMQConsumer
+from .consumer import Feed, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
 from .doubts import Doubts
+from .inbox import Inbox
 from .moves import Moves
 from .publisher import Publisher
 from .requests import Requests
@@ -55,7 +56,9 @@ class RabbitMQTransport:
         self._events = self._names.events
         self._publishing = Supervisor(hosts, "publish", log)
         self._consuming = Supervisor(hosts, "consume", log)
-        self._publisher = Publisher(self._publishing, self._names.events, settings.publish_timeout)
+        self._publisher = Publisher(
+            self._publishing, self._names.events, settings.publish_timeout, self._consuming.leave
+        )
         self._requests = Requests(self._publishing, self._names.events, settings.publish_timeout)
         self._answers = Answers(Supervisor(hosts, "answer", log))
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
@@ -65,6 +68,7 @@ class RabbitMQTransport:
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
         self._suspects: dict[str, Suspects] = {}
+        self._inboxes: set[Inbox] = set()
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._started: dict[str, asyncio.Task[None]] = {}
@@ -73,7 +77,7 @@ class RabbitMQTransport:
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[RabbitMQTransport]:
         """Open the transport of `settings.url`; connects in the background. Raises ConfigurationError for a bad URL."""
-        transport = cls(settings, addresses(settings))
+        transport = cls(settings, in_any_order(addresses(settings)))
         failed: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             transport._tasks = tasks
@@ -177,7 +181,7 @@ class RabbitMQTransport:
         self._start("follow the record", self._moves.keep)
         if (fault := self._faults.get(subscription.name) or self._moves.fault(subscription)) is not None:
             raise fault
-        inbox, doubts, told = Inbox(), Doubts(), ""
+        inbox, doubts, told = Inbox(self._inboxes), Doubts(), ""
 
         async def redeclare() -> ConfigurationError | None:
             nonlocal told
@@ -201,7 +205,24 @@ class RabbitMQTransport:
             Feed(self._consuming, source, inbox, limit, None, doubts, ordered=subscription.ordered)
             for source in subscription.sources
         ]
-        settling = Settling(
+        settling = self._settling(subscription, redeclare)
+        async with asyncio.TaskGroup() as tasks:
+            if self._moves.moving(subscription):
+                feeds[0].leave()
+            keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
+            keeping.append(tasks.create_task(self._leaving(subscription, feeds[0]), name=f"moves of {own}"))
+            self._inboxes.add(inbox)
+            try:
+                yield RabbitMQConsumer(inbox, feeds, settling, doubts)
+            finally:
+                self._inboxes.discard(inbox)
+                for task in keeping:
+                    task.cancel()
+
+    def _settling(
+        self, subscription: Subscription, redeclare: Callable[[], Awaitable[ConfigurationError | None]]
+    ) -> Settling:
+        return Settling(
             subscription,
             self._names,
             self.publish,
@@ -211,16 +232,6 @@ class RabbitMQTransport:
             self._answer,
             self._suspects_of(subscription.service),
         )
-        async with asyncio.TaskGroup() as tasks:
-            if self._moves.moving(subscription):
-                feeds[0].leave()
-            keeping = [tasks.create_task(feed.keep(), name=f"feed {own}") for feed in feeds]
-            keeping.append(tasks.create_task(self._leaving(subscription, feeds[0]), name=f"moves of {own}"))
-            try:
-                yield RabbitMQConsumer(inbox, feeds, settling, doubts)
-            finally:
-                for task in keeping:
-                    task.cancel()
 
     async def aclose(self) -> None:
         """End the publisher; the links close with the scope that `open` made."""

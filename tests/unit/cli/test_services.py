@@ -36,6 +36,7 @@ def test_json_has_the_same(run: Run) -> None:
         "concurrency": 1,
         "rate": None,
         "ordered_by": None,
+        "idempotent": False,
         "prefetch": 2,
     }
     assert [handler["ordered_by"] for handler in told["handlers"]] == [None, None, "subject", None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random
@@ -56,11 +57,13 @@ def test_what_is_idempotent_passes_and_what_is_not_fails_with_the_fault_that_sho
     simulate(counting(), three, seeds=range(100))
     with pytest.raises(SimulationFailed) as failed:
         simulate(counting(once=False), three, seeds=range(100))
-    seed, fewest, *_ = str(failed.value).splitlines()
+    seed, place, fewest, *_, again = str(failed.value).splitlines()
     assert "AssertionError: assert [0," in seed
+    assert re.fullmatch(r"  tests\S+test_simulation\.py:\d+, in three: assert sorted\(.*", place)
     assert fewest.startswith("the fewest faults that make it fail: ")
     assert fewest.count(";") == 0, "one fault is enough to run it twice"
-    assert "  counting.add handled it: order.placed" in str(failed.value)
+    assert re.search(r"\n  [! ]   +0\.\d{3} s  counting\.add handled it: order\.placed", str(failed.value))
+    assert re.fullmatch(r"to repeat it: simulate\(build, three, seed=\d+\)", again)
 
 
 def test_a_seed_is_repeated_exactly() -> None:
@@ -227,7 +230,7 @@ def test_an_ack_before_the_publish_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         published = outcome.publish if isinstance(outcome, Ack) else ()
         await MemoryDelivery.settle(self, Ack() if published else outcome)
         if published:
-            await self._fragile.publish(published)
+            await self._fragile.store(published)
 
     monkeypatch.setattr(FragileDelivery, "settle", settle)
     with pytest.raises(SimulationFailed):

@@ -28,6 +28,26 @@ def test_the_bits_sum_to_the_delay_or_less_than_a_unit_more(delay: timedelta) ->
     assert delay <= waited < delay + UNIT
 
 
+def walked(delay: timedelta, due: str) -> tuple[timedelta, int]:
+    """Return how long a message waits on its way through the cascade as it is bound, and how many queues it was in."""
+    told, waited, queues = headers(delay, due), timedelta(), 0
+    for level in range(int(entrance(NAMES, delay).removeprefix("blue.delay.")), -1, -1):
+        # bound by the header of the level: true is its queue, false the next level, and none is nowhere
+        if told[f"{BIT}{level}"]:
+            waited, queues = waited + (1 << level) * UNIT, queues + 1
+    assert told[DUE] == due
+    return waited, queues
+
+
+@given(
+    st.timedeltas(min_value=timedelta(microseconds=1), max_value=LONGEST_DELAY), st.sampled_from(["events", "queue"])
+)
+def test_a_walk_through_the_cascade_is_never_early_and_less_than_a_unit_late(delay: timedelta, due: str) -> None:
+    waited, queues = walked(delay, due)
+    assert delay <= waited < delay + UNIT
+    assert 1 <= queues <= LEVELS
+
+
 @given(st.timedeltas(min_value=timedelta(microseconds=1), max_value=LONGEST_DELAY))
 def test_a_delay_enters_at_its_highest_bit_and_every_lower_level_is_told_where_to_send_it(delay: timedelta) -> None:
     highest = max(levels(delay))

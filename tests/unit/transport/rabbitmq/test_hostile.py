@@ -16,7 +16,8 @@ from bus.transport.rabbitmq.channel import Received
 from bus.transport.rabbitmq.envelope import Arrived
 from bus.transport.rabbitmq.fold import Fold
 from bus.transport.rabbitmq.records import Entry
-from tests.hostile.messages import Hostile, accepted, any_message, assembled, content_header, string
+from tests.hostile.fields import array, string, table
+from tests.hostile.messages import Hostile, accepted, any_message, assembled, content_header
 
 
 KEY = "order.placed"
@@ -80,12 +81,17 @@ def test_reading_is_total_and_tells_the_same_each_time(hostile: Hostile) -> None
 
 
 SET_ASIDE: Any = [(b"tidegate-original-", string("98")), (b"", b"D\x00\x00\x00\x00\x01")]
+MANY: Any = [(b"x-%d" % number, b"V") for number in range(200)]
+DECIMAL: Any = b"D\x02\x00\x00\x01\xa4"
 TWICE: Any = [(b"X-Upper", string("mine")), (b"tidegate-original-X-Upper", string("theirs"))]
 
 
 @given(any_message)
 @example(assembled([], {"headers": SET_ASIDE}, b"{}"))
 @example(assembled([], {"headers": TWICE}, b"{}"))
+@example(assembled([], {"headers": [(b"x-" + b"y" * 253, array(array(DECIMAL)))]}, b"{}"))
+@example(assembled([], {"headers": [*MANY, (b"x-prices", table([(b"tea", DECIMAL)]))]}, b"{}"))
+@example(assembled([], {"headers": [*MANY, (b"x-stream-filter-value", string("mine"))]}, b"{}"))
 @thoroughly
 def test_a_retry_is_the_same_message_with_its_attempt(hostile: Hostile) -> None:
     first = delivered(content_header(hostile), hostile.body)
@@ -103,7 +109,8 @@ def test_a_retry_is_the_same_message_with_its_attempt(hostile: Hostile) -> None:
         assert "expiration" not in read
         assert "user_id" not in read
         assert read["delivery_mode"] == 2
-        harmful = [name for name in read["headers"] if name in ("CC", "BCC") or name.startswith("x-d")]
+        harmful = [name for name in read["headers"] if name in ("CC", "BCC") or name.startswith(("x-d", "x-stream-"))]
+        harmful += [name for name, value in read["headers"].items() if name[:2] == "x-" and "Decimal" in repr(value)]
         assert not harmful
         assert not any(name.startswith("tidegate-d") for name in read["headers"])
 

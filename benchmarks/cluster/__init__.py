@@ -1,0 +1,1 @@
+"""A cluster under load, fault after fault, with a ledger: `python -m benchmarks.cluster`."""

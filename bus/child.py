@@ -1,0 +1,104 @@
+"""Child: a worker's process as its supervisor sees it: started, asked, signalled, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from .endpoint import Answer
+
+
+WITHIN: Final = 1.0
+"""Seconds that a process has to answer."""
+LONGEST: Final = 2**22
+"""Bytes of the longest line that a process may tell."""
+
+
+class Child:
+    """A process that was started. `told` is what it said unasked: by name, the last value."""
+
+    def __init__(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
+        self.pid = process.pid
+        self.told: dict[str, Any] = {}
+        self._process = process
+        self._writer = writer
+        self._ids = itertools.count()
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
+
+    async def ended(self) -> int:
+        """Wait for its end and return its exit status; a signal's number is negative."""
+        return await self._process.wait()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; nothing happens where it has ended."""
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def ask(self, method: str, path: str) -> Answer | None:
+        """Return its answer; None where it gives none in time, or does not answer yet."""
+        if "answering" not in self.told:
+            return None
+        number = next(self._ids)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            self._writer.write(json.dumps({"id": number, "method": method, "path": path}).encode() + b"\n")
+            async with asyncio.timeout(WITHIN):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[number]
+
+    async def read(self, reader: asyncio.StreamReader) -> None:
+        """Read what it tells, until it ends."""
+        try:
+            async for line in reader:
+                said = json.loads(line)
+                if "id" not in said:
+                    self.told |= said
+                elif (asked := self._asked.get(said["id"])) is not None and not asked.done():
+                    asked.set_result(Answer(said["status"], said["body"]))
+        except ConnectionError:
+            return
+
+
+@asynccontextmanager
+async def spawned(name: str, command: Sequence[str]) -> AsyncIterator[Child]:
+    """Start a process of its own session, so that a terminal's Ctrl-C comes to it through its supervisor alone.
+
+    It inherits standard output and error. On the way out it is killed if it still runs. Raises OSError where no process
+    can be started.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        descriptor = theirs.fileno()
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            f"--supervised={name}={descriptor}",
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+            start_new_session=True,
+        )
+        theirs.close()
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=LONGEST)
+            child = Child(process, writer)
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(child.read(reader), name=f"read {name}")
+                try:
+                    yield child
+                    # what it told last, unless a process of its own holds the socket open
+                    await asyncio.wait([reading], timeout=WITHIN)
+                finally:
+                    reading.cancel()
+                    writer.close()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

@@ -1,0 +1,34 @@
+"""Signals: the first one stops a program gracefully, the second at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from .errors import INTERRUPTED
+
+
+def stop_on_signals(stop: asyncio.Event, log: Any, at_once: Callable[[], None] = lambda: None) -> None:
+    """Set `stop` at the first signal; at the second do what is wanted `at_once`, and leave; also of a blocked loop."""
+    loop = asyncio.get_running_loop()
+    signals = 0
+
+    def begin() -> None:
+        log.info("worker stopping", told="what runs may finish; a second signal stops at once")
+        stop.set()
+
+    def signalled(_: int, __: FrameType | None) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1 or loop.is_closed():
+            at_once()
+            os._exit(INTERRUPTED)
+        loop.call_soon_threadsafe(begin)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # not the loop's own way, which would wait for the handler that blocks it
+        signal.signal(number, signalled)

@@ -1,0 +1,179 @@
+"""Idempotency: a message whose completion was recorded is not run again.
+
+A handler with `idempotent=True` has a unit around each of its deliveries: the delivery, and a transaction of the
+service's store. The unit completes what is acked, between its events and its ack, and undoes what is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from hashlib import blake2b
+from typing import Final
+
+from .errors import DeliveryLost, TidegateError
+from .logs import logger
+from .message import Message
+from .outcome import Ack, DeadLetter, Outcome, Retry
+from .service import Handler, Process
+from .store import AlreadyCompleted, OpenStore, Transaction
+from .transport import Delivery
+
+
+COMPLETED: Final = "completed before"
+"""What a handler's flow counts, of deliveries that were not run."""
+WITHOUT_ID: Final = "without an id"
+"""What a handler's flow counts, of deliveries that were run though nobody can tell whether they ran before."""
+
+
+class NotCompleted(TidegateError):
+    """The store did not commit. The cause is what it raised."""
+
+
+class WritesLost(DeliveryLost):
+    """The delivery was lost before its transaction was committed: when it comes again, its handler must run again."""
+
+
+class Unit:
+    """A delivery of an idempotent handler, and the transaction that completes it."""
+
+    __slots__ = ("_committed", "_delivery", "known", "message", "transaction")
+
+    def __init__(self, delivery: Delivery, transaction: Transaction) -> None:
+        self._delivery = delivery
+        self._committed = False
+        self.message = delivery.message
+        self.transaction = transaction
+        self.known = False
+        """Whether it was completed before, so that nothing is left to do but to ack it."""
+
+    @property
+    def attempt(self) -> int:
+        """Failed runs so far, plus one."""
+        return self._delivery.attempt
+
+    @property
+    def redelivered(self) -> int:
+        """How often it came before without an outcome."""
+        return self._delivery.redelivered
+
+    @property
+    def first_failed_at(self) -> datetime | None:
+        """When it first failed in this handler."""
+        return self._delivery.first_failed_at
+
+    @property
+    def waits_since(self) -> datetime | None:
+        """Since when it waits for a worker of another version."""
+        return self._delivery.waits_since
+
+    @property
+    def routed_by(self) -> str | None:
+        """The key by which it was sent here."""
+        return self._delivery.routed_by
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what kills workers."""
+        return self._delivery.suspect
+
+    @property
+    def lost(self) -> bool:
+        """Whether it cannot be settled any more."""
+        return self._delivery.lost
+
+    async def begin(self) -> int:
+        """Note that a run begins; return how many never ended."""
+        return await self._delivery.begin()
+
+    async def end(self) -> None:
+        """Note that the run is over."""
+        await self._delivery.end()
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Carry the outcome out: an ack after the completion is recorded, any other after what was written is undone.
+
+        Raises NotCompleted where the store did not commit, and WritesLost where nothing can be committed any more.
+        """
+        if not isinstance(outcome, Ack):
+            await self.transaction.rollback()
+        elif not self.known:
+            outcome = replace(outcome, complete=self._complete)
+        try:
+            await self._delivery.settle(outcome)
+        except DeliveryLost as error:
+            if self.transaction.used and not self._committed:
+                raise WritesLost(str(error)) from error
+            raise
+
+    async def _complete(self) -> None:
+        try:
+            await self.transaction.commit()
+        except AlreadyCompleted:
+            pass  # by another run at the same time: its effects count, and what this one published has the same ids
+        except Exception as error:
+            raise NotCompleted(f"the store did not commit: {error}") from error
+        self._committed = True
+
+
+def units(handler: Handler, store: OpenStore, process: Process) -> Process:
+    """Return the outermost step, which makes a unit of each delivery and ends it, however it ended."""
+    told = False
+
+    async def run(delivery: Delivery) -> Outcome:
+        nonlocal told
+        message = delivery.message
+        if message.id_made_up:
+            handler.flow.counts[WITHOUT_ID] += 1
+            if not told:
+                told = True
+                logger().warning(
+                    "not idempotent",
+                    handler=handler.subscription_name,
+                    type=message.type,
+                    told="the message came without an id, so it is run each time it comes; later ones are counted only",
+                )
+        transaction = store.transaction(None if message.id_made_up else key_of(handler, message))
+        try:
+            return await process(Unit(delivery, transaction))
+        finally:
+            await transaction.rollback()
+
+    return run
+
+
+def once(handler: Handler, store: OpenStore, process: Process) -> Process:
+    """Return the innermost step: what was completed is acked, and everything else is run."""
+
+    async def run(delivery: Delivery) -> Outcome:
+        unit = unit_of(delivery)
+        message = unit.message
+        if not message.id_made_up and await store.completed(key_of(handler, message)):
+            return _known(handler, unit)
+        outcome = await process(delivery)
+        if isinstance(outcome, Retry | DeadLetter) and isinstance(outcome.failure.exception, AlreadyCompleted):
+            return _known(handler, unit)
+        return outcome
+
+    return run
+
+
+def _known(handler: Handler, unit: Unit) -> Ack:
+    handler.flow.counts[COMPLETED] += 1
+    unit.known = True
+    return Ack()
+
+
+def unit_of(delivery: Delivery) -> Unit:
+    """Return the unit that a delivery is."""
+    if not isinstance(delivery, Unit):
+        raise TidegateError(
+            f"a middleware handed on {type(delivery).__qualname__} in place of the delivery it was given"
+        )
+    return delivery
+
+
+def key_of(handler: Handler, message: Message) -> str:
+    """Return what a completion is recorded by: the subscription, and a hash of what makes a message unique."""
+    unique = f"{len(message.source)} {message.source}{message.id}".encode("utf-8", "surrogatepass")
+    return f"{handler.subscription_name} {blake2b(unique, digest_size=16).hexdigest()}"

@@ -1,0 +1,70 @@
+"""Stores: where completions of idempotent handlers are recorded, and the transaction that handlers may write in.
+
+A store of another database implements the three protocols of this file: see `docs/idempotency.md`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from ..errors import TidegateError
+
+
+class AlreadyCompleted(TidegateError):
+    """The message was completed meanwhile, by another run of it: what this run wrote is rolled back.
+
+    A handler may see it from its transaction. It need not catch it, and gains nothing by it: the message is acked.
+    """
+
+
+class Transaction(Protocol):
+    """The completion of one run, and what its handler writes with it. Nothing begins before the handler's first use."""
+
+    @property
+    def used(self) -> bool:
+        """Whether the handler began to use it: then what it wrote is lost without a commit, and it must run again."""
+        ...
+
+    async def commit(self) -> None:
+        """Store the completion, and what was written, together; both are durable when it returns.
+
+        Raises AlreadyCompleted, with everything rolled back, where the completion was recorded before; and whatever
+        the database raises where it did not commit.
+        """
+        ...
+
+    async def rollback(self) -> None:
+        """Undo what was written, if it was not committed. It may be called at any time, twice too."""
+        ...
+
+
+class OpenStore(Protocol):
+    """A store that one worker has opened."""
+
+    async def completed(self, key: str) -> bool:
+        """Tell whether a completion of this key was recorded, and not forgotten yet."""
+        ...
+
+    def transaction(self, key: str | None) -> Transaction:
+        """Return a transaction whose commit records the key; with None it records nothing, and only writes."""
+        ...
+
+
+class Store(Protocol):
+    """Where completions are recorded: `Service("billing", store=…)`.
+
+    Keys are text of at most 600 bytes, one for each handler and message.
+    """
+
+    @property
+    def transaction_type(self) -> type[Transaction]:
+        """The class by which handlers ask for their transaction, as a parameter's annotation."""
+        ...
+
+    def opened(self) -> AbstractAsyncContextManager[OpenStore]:
+        """Open it for one worker, before the first delivery, and close it after the last.
+
+        Several workers may have it open at once. To close it rolls back what is not committed, as a crash does.
+        """
+        ...

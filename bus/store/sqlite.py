@@ -1,0 +1,339 @@
+"""SqliteStore: completions in a SQLite file, for workers of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Final, TypeAlias, TypeVar
+
+from .. import clock
+from ..clock import Seconds, span
+from ..errors import ConfigurationError, TidegateError
+from . import AlreadyCompleted
+from .lots import Lots
+
+
+T = TypeVar("T")
+Work: TypeAlias = Callable[[sqlite3.Connection], T]
+
+IN_MEMORY: Final = ":memory:"
+KEEP: Final = timedelta(days=7)
+PATIENCE: Final = 10.0
+"""Seconds that a writer waits for those of other processes."""
+LONGEST_NAP: Final = 0.05
+"""Seconds between two looks whether the file is free: SQLite tells nobody when it is."""
+FORGOTTEN_AT_ONCE: Final = 100
+"""Old completions that go with a commit, at most: more than came with it, and never a long delete."""
+
+TABLE: Final = """
+CREATE TABLE IF NOT EXISTS tidegate_completions (key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tidegate_completions_at ON tidegate_completions (at);
+"""
+RECORD: Final = """
+INSERT INTO tidegate_completions (key, at) VALUES (?, ?)
+ON CONFLICT (key) DO UPDATE SET at = excluded.at WHERE tidegate_completions.at <= ?
+"""
+FORGET: Final = """
+DELETE FROM tidegate_completions WHERE key IN
+(SELECT key FROM tidegate_completions WHERE at <= ? ORDER BY at LIMIT ?)
+"""
+LOOK: Final = "SELECT 1 FROM tidegate_completions WHERE key = ? AND at > ?"
+
+
+class StoreError(TidegateError):
+    """A store's file cannot be used as it was, or a transaction was used as none can be."""
+
+
+class SqliteStore:
+    """Completions in one SQLite file, which the workers of one machine share; none of another machine can.
+
+    `keep` (7 days) is how long a completion is remembered: a duplicate that comes later runs again. `schema` is SQL
+    that makes the tables of the handlers, run whenever the store is opened (`CREATE TABLE IF NOT EXISTS …`).
+
+    `SqliteStore(":memory:")` is for tests: it lasts as long as this object. Its file is `path`, as any other's.
+    """
+
+    def __init__(self, path: str | Path, *, keep: Seconds = KEEP, schema: str = "") -> None:
+        if span(keep) <= timedelta():
+            raise ConfigurationError(f"SqliteStore({str(path)!r}, keep={keep}): keep must be above 0")
+        self._lasting = str(path) != IN_MEMORY
+        self.path = Path(path) if self._lasting else Path(mkdtemp(prefix="tidegate-"), "store.db")
+        if not self._lasting:
+            weakref.finalize(self, shutil.rmtree, self.path.parent, ignore_errors=True)
+        self.keep = span(keep).total_seconds()
+        self.schema = schema
+
+    def __repr__(self) -> str:
+        return f"SqliteStore({str(self.path)!r})"
+
+    @property
+    def transaction_type(self) -> type[SqliteTransaction]:
+        """What handlers ask for."""
+        return SqliteTransaction
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[OpenSqliteStore]:
+        """Open the file, for one worker; raises ConfigurationError where it cannot be opened, or is no database."""
+        reading, writing = Line(self, in_thread=self._lasting), Line(self, in_thread=self._lasting)
+        try:
+            for line in (writing, reading):
+                await line.open()
+            yield OpenSqliteStore(self, reading, writing)
+        finally:
+            try:
+                await writing.close()
+            finally:
+                await reading.close()
+
+
+class Line:
+    """One connection, used by one thread: what is asked for is done in its order, also when the asker is gone.
+
+    Without a thread it is done at once, so that a test's steps come in the same order each time.
+    """
+
+    def __init__(self, store: SqliteStore, *, in_thread: bool) -> None:
+        self._store = store
+        self._connection: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tidegate store") if in_thread else None
+
+    async def do(self, work: Work[T]) -> T:
+        """Do the work on the connection."""
+
+        def done() -> T:
+            if self._connection is None:
+                raise StoreError(f"{self._store!r} is closed")
+            return work(self._connection)
+
+        return await self._run(done)
+
+    async def do_when_free(self, work: Work[T]) -> T:
+        """Do work that needs the file's lock, waiting for other processes; raises sqlite3.OperationalError after 10 s.
+
+        The thread does not wait, so that to give up waiting takes no time.
+        """
+        nap, until = 0.001, asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            try:
+                return await self.do(work)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                if asyncio.get_running_loop().time() > until:
+                    error.add_note(f"{self._store.path}: another process held its lock for {PATIENCE:g} s")
+                    raise
+            await asyncio.sleep(nap)
+            nap = min(2 * nap, LONGEST_NAP)
+
+    async def open(self) -> None:
+        """Open the connection, and make the tables."""
+        path = self._store.path
+
+        def opened() -> None:
+            # here the thread may wait: nothing else is asked of it yet
+            connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                # FULL: what was recorded is acked at the broker, so it must survive the power's loss too
+                connection.execute(f"PRAGMA synchronous = {'FULL' if self._thread else 'OFF'}")
+                connection.executescript(f"BEGIN IMMEDIATE;{TABLE}{self._store.schema};COMMIT")
+                connection.execute("PRAGMA busy_timeout = 0")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+
+        try:
+            await self._run(opened)
+        except sqlite3.Error as error:
+            remedy = (
+                "it needs a folder that is there and may be written to, and a file that is a SQLite database or new"
+            )
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                remedy = f"another process held its lock for {PATIENCE:g} s: a handler that is slow in its transaction?"
+            raise ConfigurationError(f"SqliteStore({str(path)!r}): {error}; {remedy}") from error
+
+    async def roll_back(self) -> None:
+        """Roll back, if there is anything to; this is asked for before any wait."""
+
+        def rolled_back() -> None:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+        await self._run(rolled_back)
+
+    async def close(self) -> None:
+        """Close the connection behind all that was asked for; what is not committed is rolled back."""
+
+        def closed() -> None:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+        try:
+            await self._run(closed)
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._thread is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class OpenSqliteStore:
+    """The file as one worker has it open: one connection reads and one writes, so that reads never wait for a commit.
+
+    Completions without a transaction of the handler's are committed many at a time.
+    """
+
+    def __init__(self, store: SqliteStore, reading: Line, writing: Line) -> None:
+        self.store = store
+        self.writing = writing
+        self.turn = asyncio.Lock()
+        """Whose turn it is to write, in this process."""
+        self._reading = reading
+        self._look_up = Lots(self._looked_up, asyncio.Lock())
+        self.record = Lots(self._recorded, self.turn)
+
+    async def completed(self, key: str) -> bool:
+        """Tell whether the key was recorded within `keep`."""
+        return await self._look_up(key)
+
+    def transaction(self, key: str | None) -> SqliteTransaction:
+        """Return a transaction that records the key."""
+        return SqliteTransaction(self, key)
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the time now, and that at or before which a completion is forgotten."""
+        now = clock.now().timestamp()
+        return now, now - self.store.keep
+
+    async def _looked_up(self, keys: Sequence[str]) -> Sequence[bool]:
+        _, old = self.bounds()
+        return await self._reading.do(
+            lambda connection: [connection.execute(LOOK, (key, old)).fetchone() is not None for key in keys]
+        )
+
+    async def _recorded(self, keys: Sequence[str]) -> Sequence[None]:
+        now, old = self.bounds()
+
+        def write(connection: sqlite3.Connection) -> Sequence[None]:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.executemany(RECORD, [(key, now, old) for key in keys])
+                connection.execute(FORGET, (old, FORGOTTEN_AT_ONCE))
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return [None] * len(keys)
+
+        return await self.writing.do_when_free(write)
+
+
+class SqliteTransaction:
+    """What an idempotent handler writes together with its completion: `transaction: SqliteTransaction`.
+
+    It begins with the first statement, whatever that is, and holds the file's only write lock until the handler has
+    returned and its events are stored: so whatever takes long comes before it. What it reads cannot change meanwhile.
+    """
+
+    def __init__(self, store: OpenSqliteStore, key: str | None) -> None:
+        self._store = store
+        self._key = key
+        self._beginning = asyncio.Lock()
+        self._holds = False
+        self._over = False
+        self._completed_before = False
+        self.used = False
+
+    async def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """Execute one statement in a thread, and return its rows; `RETURNING` tells what a write changed.
+
+        Raises what sqlite3 raises, and AlreadyCompleted at the first statement of a run whose message was completed
+        meanwhile.
+        """
+
+        def work(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            self._require(connection)
+            try:
+                return connection.execute(sql, parameters).fetchall()
+            finally:
+                self._over = self._over or not connection.in_transaction
+
+        await self._begin()
+        return await self._store.writing.do(work)
+
+    async def commit(self) -> None:
+        """Commit what was written and the completion; raises AlreadyCompleted where another run was first."""
+        if self._completed_before:
+            raise AlreadyCompleted("another run of this message was completed first")
+        if not self.used:
+            self._over = True
+            if self._key is not None:
+                await self._store.record(self._key)
+            return
+        _, old = self._store.bounds()
+
+        def work(connection: sqlite3.Connection) -> None:
+            self._require(connection)
+            connection.execute(FORGET, (old, FORGOTTEN_AT_ONCE))
+            connection.execute("COMMIT")
+
+        await self._store.writing.do(work)
+        self._end()
+
+    async def rollback(self) -> None:
+        """Undo what was written, if it was not committed."""
+        if not self._holds:
+            self._over = True
+            return
+        try:
+            # whoever has the turn next comes behind it
+            await self._store.writing.roll_back()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        if self._holds:
+            self._holds = False
+            self._store.turn.release()
+
+    def _require(self, connection: sqlite3.Connection) -> None:
+        if self._over or not connection.in_transaction:
+            raise StoreError(
+                "the transaction is over: it ends when its handler returns, or with a statement that ends it "
+                "(COMMIT, ROLLBACK, a full disk); Tidegate commits it"
+            )
+
+    async def _begin(self) -> None:
+        async with self._beginning:
+            if self._over:
+                raise StoreError("the transaction is over: it ends when its handler returns")
+            if self._holds:
+                return
+            self.used = True
+            await self._store.turn.acquire()
+            self._holds = True
+            now, old = self._store.bounds()
+
+            def work(connection: sqlite3.Connection) -> bool:
+                connection.execute("BEGIN IMMEDIATE")
+                return self._key is None or connection.execute(RECORD, (self._key, now, old)).rowcount == 1
+
+            if not await self._store.writing.do_when_free(work):
+                self._completed_before = True
+                await self.rollback()
+                raise AlreadyCompleted("another run of this message was completed first")

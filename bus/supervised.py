@@ -1,0 +1,108 @@
+"""Supervised: what a worker's process has of its supervisor: a socket on which it is asked, and whose end ends it.
+
+Lines of JSON go both ways. The supervisor asks `{"id": 1, "method": "GET", "path": "/readyz"}` and is answered
+`{"id": 1, "status": 200, "body": …}`; what the process tells unasked has no id. A thread answers, so that a process
+whose event loop is blocked says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from .endpoint import Answer
+from .health import Health
+from .logs import logger
+
+
+MARGIN: Final = 5.0
+"""Seconds that a process has to end after its grace is over."""
+WITHIN: Final = 0.5
+"""Seconds that an event loop has to answer."""
+
+
+class Supervised:
+    """A process's place: the name by which its supervisor knows it, and the socket that the supervisor left open.
+
+    Once the supervisor is gone, the process stops as after SIGTERM, and ends within `grace` seconds and a margin.
+    """
+
+    def __init__(self, name: str, descriptor: int, grace: float) -> None:
+        # no child of this process may inherit it
+        os.set_inheritable(descriptor, False)
+        self.name = name
+        self._socket = socket.socket(fileno=descriptor)
+        self._grace = grace
+        self._sending = threading.Lock()
+        self._answer: Callable[[str, str], Answer] = lambda _, __: Answer(503, "it starts")
+        threading.Thread(target=self._watch, name="supervised", daemon=True).start()
+
+    def answering(self, answer: Callable[[str, str], Answer]) -> None:
+        """Let this answer from now on, in a thread."""
+        self._answer = answer
+        self.tell(answering=True)
+
+    def tell(self, **fields: Any) -> None:
+        """Tell the supervisor something; nothing happens where it is gone."""
+        with self._sending:
+            try:
+                self._socket.sendall(json.dumps(fields).encode() + b"\n")
+            except OSError:
+                return  # the thread sees that as well
+
+    def _watch(self) -> None:
+        # a signal that came to this thread would not wake the main one from what blocks it
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._read()
+        finally:
+            logger().error("supervisor gone", told="nobody would start this process again: it stops")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(self._grace + MARGIN)
+            os._exit(1)
+
+    def _read(self) -> None:
+        try:
+            with self._socket.makefile("rb") as lines:
+                for line in lines:
+                    asked = json.loads(line)
+                    answer = self._answer(asked["method"], asked["path"])
+                    self.tell(id=asked["id"], status=answer.status, body=answer.body)
+        except OSError:
+            return  # reset: the supervisor is gone
+
+
+def threadsafe(health: Health) -> Callable[[str, str], Answer]:
+    """Return how another thread than the loop's may ask for a worker's health; to be called on the loop."""
+    loop = asyncio.get_running_loop()
+
+    def answer(method: str, path: str) -> Answer:
+        if method == "GET":
+            return health.answer(method, path, local=True)
+        return on_loop(loop, lambda: health.answer(method, path, local=True))
+
+    return answer
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], Answer]) -> Answer:
+    """Return what a call on the loop answers, from another thread; 503 where the loop does not come to it in time."""
+    done: Future[Answer] = Future()
+
+    def run() -> None:
+        if done.set_running_or_notify_cancel():
+            done.set_result(call())
+
+    try:
+        loop.call_soon_threadsafe(run)
+        return done.result(WITHIN)
+    except (TimeoutError, RuntimeError):
+        done.cancel()
+        return Answer(503, "its event loop is blocked: nothing was done")

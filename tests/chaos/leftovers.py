@@ -1,0 +1,57 @@
+"""What is left at the broker: dead letters, and messages in queues."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import aio_pika
+
+from bus import Settings, client
+
+from .book import ANY, Work
+from .events import DOOMED, IDEMPOTENT, WANTED
+from .world import World, blocking
+
+
+HANDLERS: Final = {handler for handlers in WANTED.values() for handler in handlers} | set(DOOMED.values())
+
+
+def effects(folder: Path) -> Counter[Work]:
+    """Return how often the idempotent handler's store has the effect of each event."""
+    with closing(sqlite3.connect(folder / "once.db")) as store:
+        return Counter((IDEMPOTENT, ref) for (ref,) in store.execute("SELECT ref FROM effects"))
+
+
+async def dead_letters(world: World) -> set[Work]:
+    """Return what handlers gave up on."""
+    async with client.transport(Settings(url=world.url)) as transport:
+        return {
+            (f"{letter.service}.{letter.handler}", letter.message.correlation_id or "")
+            for service in sorted({handler.partition(".")[0] for handler in HANDLERS})
+            async for letter in transport.dead_letters.browse(service)
+        }
+
+
+async def waiting(world: World) -> dict[str, int]:
+    """Return how many messages are in each queue that is not empty; streams keep theirs."""
+    listed = await blocking(world.nodes[0].ctl, "list_queues", "--no-table-headers", "name", "type", "messages")
+    rows = (line.split("\t") for line in listed.splitlines())
+    return {name: int(messages) for name, type, messages in rows if type != "stream" and int(messages or 0)}
+
+
+async def in_queues(world: World, names: Iterable[str]) -> set[Work]:
+    """Return what is in queues that nobody consumes; it stays there."""
+    found: set[Work] = set()
+    async with await aio_pika.connect(world.nodes[0].url()) as connection, connection.channel() as channel:
+        for name in names:
+            queue = await channel.get_queue(name, ensure=False)
+            while (message := await queue.get(fail=False)) is not None:
+                # a retry waits under the key of its handler's queue
+                handler = name if name in HANDLERS else (message.routing_key or "").partition(".")[2]
+                found.add((handler if handler in HANDLERS else ANY, str(message.correlation_id)))
+    return found

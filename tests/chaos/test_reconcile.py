@@ -1,0 +1,257 @@
+"""The reconciliation, on ledgers in which something is planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .book import ANY, Book, destroyed
+from .faults import LASTING, OF_A_CLUSTER, quick, schedule
+from .ledger import Entry, Ledger, Reader
+from .reconcile import Verdict, reconcile
+from .recovery import recoveries
+from .result import merged, result
+from .table import markdown
+
+
+class Story:
+    """Entries of a publisher and a worker, a second apart unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.book = Book()
+        self.now = 0.0
+
+    def tell(self, what: str, who: str = "chaos/1", **more: Any) -> None:
+        self.now += 1
+        entry: Entry = {"at": self.now, "what": what, "who": who, **more}
+        self.book.add([entry])
+
+    def publishing(self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1) -> None:
+        self.tell("publishing", "publisher0/1", ref=ref, type=type, stream=stream, number=number, delay=0.0)
+
+    def published(self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1) -> None:
+        self.publishing(ref, type, stream, number)
+        self.tell("confirmed", "publisher0/1", ref=ref)
+
+    def handled(self, ref: str, handler: str = "later.work", redelivered: int = 0, worker: str = "worker0/1") -> None:
+        run = self.started(ref, handler, redelivered, worker)
+        self.tell("finished", worker, run=run, handler=handler, ref=ref)
+
+    def started(self, ref: str, handler: str = "later.work", redelivered: int = 0, worker: str = "worker0/1") -> int:
+        run = int(self.now)
+        self.tell("started", worker, run=run, handler=handler, ref=ref, attempt=1, redelivered=redelivered)
+        return run
+
+    def fault(self, kind: str, deleted: str = "") -> None:
+        self.tell("fault", kind=kind, deleted=deleted)
+        self.tell("healed")
+
+    def verdict(
+        self,
+        *letters: tuple[str, str],
+        left: set[tuple[str, str]] | None = None,
+        once: dict[tuple[str, str], int] | None = None,
+    ) -> Verdict:
+        stored = {work: 1 for work in self.book.runs if work[0] == "once.work"}
+        return reconcile(self.book, set(letters), left or set(), stored if once is None else once)
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story()
+
+
+def test_what_was_confirmed_and_handled_is_all_right(story: Story) -> None:
+    story.published("p.a.1", "chaos.task")
+    story.handled("p.a.1", "steady.work")
+    story.handled("p.a.1", "audit.see")
+    story.handled("p.a.1", "once.work")
+    assert not story.verdict().broken
+    assert story.book.open == set()
+
+
+def test_what_one_of_two_handlers_never_got_is_lost(story: Story) -> None:
+    story.published("p.a.1", "chaos.task")
+    story.handled("p.a.1", "steady.work")
+    story.handled("p.a.1", "once.work")
+    assert story.verdict().lost == [("audit.see", "p.a.1")]
+    assert story.verdict().broken
+
+
+def test_a_follow_up_that_was_never_handled_is_lost(story: Story) -> None:
+    story.published("p.a.1", "chaos.order")
+    story.handled("p.a.1", "chain.take")
+    assert story.verdict().lost == [("chain.finish", "p.a.1")]
+
+
+def test_a_run_that_only_started_is_no_effect(story: Story) -> None:
+    story.published("p.a.1")
+    story.started("p.a.1")
+    assert story.verdict().lost == [("later.work", "p.a.1")]
+
+
+@pytest.mark.parametrize("handler", ["later.work", ANY])
+def test_what_is_still_in_a_queue_is_stuck_and_not_lost(story: Story, handler: str) -> None:
+    story.published("p.a.1")
+    verdict = story.verdict(left={(handler, "p.a.1")})
+    assert (verdict.lost, verdict.stuck) == ([], [("later.work", "p.a.1")])
+    assert verdict.broken
+
+
+def test_what_was_never_confirmed_may_arrive_or_not(story: Story) -> None:
+    for ref in ("p.a.1", "p.a.2"):
+        story.publishing(ref)
+        story.tell("unsure", "publisher0/1", ref=ref, error="BusUnavailable")
+    story.handled("p.a.1")
+    verdict = story.verdict()
+    assert (verdict.unsure, verdict.arrived, verdict.broken) == (2, 1, False)
+
+
+def test_the_doomed_must_be_among_the_dead_letters_and_nothing_else_may(story: Story) -> None:
+    story.published("p.a.1", "chaos.doomed")
+    story.published("p.a.2", "chaos.doomed")
+    story.published("p.a.3")
+    verdict = story.verdict(("doomed.work", "p.a.1"), ("later.work", "p.a.3"))
+    assert verdict.lost == [("doomed.work", "p.a.2")]
+    assert (verdict.dead_lettered, verdict.given_up) == (1, [("later.work", "p.a.3")])
+
+
+def test_a_second_run_is_blamed_on_the_fault_before_it_and_on_who_sent_it_again(story: Story) -> None:
+    story.published("p.a.1")
+    story.handled("p.a.1")
+    story.fault("worker killed")
+    story.handled("p.a.1", redelivered=1)
+    story.fault("broker killed")
+    story.handled("p.a.1")
+    verdict = story.verdict()
+    assert verdict.effects == 3
+    assert verdict.given_again == {"worker killed": 1}
+    assert verdict.second_copy == {"broker killed": 1}
+    assert not verdict.broken
+
+
+def test_two_copies_of_a_message_may_run_at_once(story: Story) -> None:
+    story.published("p.a.1")
+    first, second = story.started("p.a.1", redelivered=1), story.started("p.a.1")
+    for run in (second, first):
+        story.tell("finished", "worker0/1", run=run, handler="later.work", ref="p.a.1")
+    assert [run.redelivered for run in story.book.runs["later.work", "p.a.1"]] == [0, 1]
+
+
+def test_what_a_store_has_twice_is_told_and_what_it_has_not_is_lost(story: Story) -> None:
+    for ref in ("p.a.1", "p.a.2", "p.a.3"):
+        story.published(ref, "chaos.task")
+        for handler in ("steady.work", "audit.see", "once.work"):
+            story.handled(ref, handler)
+    verdict = story.verdict(once={("once.work", "p.a.1"): 1, ("once.work", "p.a.2"): 2})
+    assert verdict.idempotent_twice == [("once.work", "p.a.2")]
+    assert verdict.lost == [("once.work", "p.a.3")]
+
+
+def test_a_first_success_before_that_of_an_earlier_event_is_disorder(story: Story) -> None:
+    for number in (1, 2, 3):
+        story.published(f"p.a.{number}", "chaos.entry", number=number)
+    for number in (1, 3, 2):
+        story.handled(f"p.a.{number}", "account.apply")
+    assert story.verdict().disorder == ["p.a.3 before p.a.2"]
+    assert story.verdict().broken
+
+
+def test_a_second_success_and_another_stream_are_no_disorder(story: Story) -> None:
+    for number in (1, 2):
+        story.published(f"p.a.{number}", "chaos.entry", number=number)
+    story.published("p.b.1", "chaos.entry", stream="b")
+    for ref in ("p.a.1", "p.a.2", "p.b.1", "p.a.1"):
+        story.handled(ref, "account.apply")
+    assert story.verdict().disorder == []
+
+
+def test_what_went_with_a_deleted_queue_is_told_apart_and_ends_when_the_queue_is_back(story: Story) -> None:
+    story.published("p.a.1")
+    story.published("p.a.2")
+    story.handled("p.a.2")
+    story.tell("fault", kind="queue deleted", deleted="later.work")
+    story.published("p.a.6")  # it was still there
+    story.handled("p.a.6")
+    story.tell("healed")
+    story.published("p.a.3")  # the queue was not there yet
+    story.published("p.a.4")
+    story.published("p.a.5")
+    story.handled("p.a.4")
+    verdict = story.verdict()
+    assert verdict.destroyed == [("later.work", "p.a.1"), ("later.work", "p.a.3")]
+    assert verdict.lost == [("later.work", "p.a.5")]
+    assert set(destroyed(story.book)) == set(verdict.destroyed)
+
+
+def test_a_deleted_queue_excuses_neither_others_nor_what_was_lost_long_before(story: Story) -> None:
+    story.published("p.a.1")
+    story.now += 100
+    story.published("p.a.2", "chaos.flaky")
+    story.fault("queue deleted", deleted="later.work")
+    assert story.verdict().lost == [("later.work", "p.a.1"), ("flaky.work", "p.a.2")]
+
+
+def test_what_a_process_did_wrong_breaks_the_run(story: Story) -> None:
+    story.tell("problem", told="worker0 ended with 1")
+    assert story.verdict().broken
+
+
+def test_the_recovery_from_a_fault_is_taken_from_its_end(story: Story) -> None:
+    story.published("p.a.1")
+    story.publishing("p.a.2")
+    story.fault("broker killed")
+    end = story.now
+    story.tell("confirmed", "publisher0/1", ref="p.a.2")
+    story.published("p.a.3")
+    story.handled("p.a.3")
+    first = story.now
+    story.handled("p.a.1")
+    last = story.now
+    ((_, recovery),) = recoveries(story.book)
+    assert recovery.publish == 1
+    assert recovery.handle == recovery.everywhere == first - end
+    assert recovery.caught_up == last - end
+
+
+def test_several_results_are_one_table(story: Story) -> None:
+    story.published("p.a.1")
+    story.fault("broker killed")
+    story.published("p.a.2")
+    story.handled("p.a.1")
+    verdict = story.verdict()
+    one = result(verdict, recoveries(story.book), seconds=60.0, cluster=False, broker="3.10.8")
+    table = markdown(merged([one, one]))
+    assert "| minutes of attack | 2 |" in table
+    assert "| **lost** | 2 |" in table
+    assert "| broker killed | 2 | 2.0 / 2.0 | inf / inf |" in table
+
+
+def test_a_ledger_is_read_on_and_a_line_that_is_half_written_later(tmp_path: Path) -> None:
+    path = tmp_path / "worker0.ledger"
+    ledger, reader = Ledger(path), Reader(tmp_path)
+    ledger.write("started", ref="1")
+    with path.open("ab") as file:
+        file.write(b'{"at": 1e9, "what": ')
+    assert [entry["ref"] for entry in reader.news()] == ["1"]
+    with path.open("ab") as file:
+        file.write(b'"finished", "ref": "2"}\n')
+    assert [entry["ref"] for entry in reader.news()] == ["2"]
+    assert list(reader.news()) == []
+    ledger.close()
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_seed_is_a_schedule_in_which_every_kind_comes_once_before_any_comes_again(cluster: bool) -> None:
+    def begin(seed: int, size: int) -> list[Any]:
+        faults = schedule(seed, cluster=cluster)
+        return [next(faults) for _ in range(size)]
+
+    of_one = {kind for kind in LASTING if not kind.startswith("broker")}
+    kinds = of_one | set(OF_A_CLUSTER) if cluster else set(LASTING)
+    assert begin(1, 40) == begin(1, 40) != begin(2, 40)
+    for seed in range(20):
+        assert {fault.kind for fault in begin(seed, len(kinds))} == kinds
+    assert quick(1) == quick(1) != quick(2)

@@ -1,0 +1,92 @@
+"""`run --isolate`: which services share a process, how it is started, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from bus import ConfigurationError
+from bus.cli.isolate import compartments, own_command
+
+from .conftest import Run
+
+
+KNOWN = ["billing", "orders", "shipping"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "groups", "processes"),
+    [
+        ([], [], {"billing": ("billing",), "orders": ("orders",), "shipping": ("shipping",)}),
+        (["orders"], [], {"orders": ("orders",)}),
+        (["orders", "orders"], [], {"orders": ("orders",)}),
+        ([], ["money=billing,shipping"], {"money": ("billing", "shipping"), "orders": ("orders",)}),
+        ([], ["a=billing", "b=shipping, orders"], {"a": ("billing",), "b": ("shipping", "orders")}),
+        ([], ["billing=billing,orders"], {"billing": ("billing", "orders"), "shipping": ("shipping",)}),
+        (["billing", "orders"], ["a=billing,orders"], {"a": ("billing", "orders")}),
+    ],
+)
+def test_each_service_has_a_process_but_those_that_share_one(
+    chosen: list[str], groups: list[str], processes: dict[str, tuple[str, ...]]
+) -> None:
+    assert compartments(KNOWN, chosen, groups) == processes
+
+
+@pytest.mark.parametrize(
+    ("chosen", "groups", "told"),
+    [
+        (["bar"], [], "there is no service 'bar'; there are billing, orders, shipping"),
+        ([], ["a=billing,bar"], "--group 'a=billing,bar': there is no service 'bar'; there are billing, orders"),
+        ([], ["a=billing,billing"], "'billing' is in group 'a' already"),
+        ([], ["a=billing", "b=billing"], "--group 'b=billing': 'billing' is in group 'a' already"),
+        ([], ["a=billing", "a=orders"], "there is a group 'a' already"),
+        (["orders"], ["a=billing,orders"], "'billing' is not chosen by --service"),
+        ([], ["orders=billing,shipping"], "the service 'orders', which is not in it, has that name"),
+        ([], ["billing"], "write --group NAME=SERVICE,SERVICE"),
+        ([], ["=billing"], "write --group NAME=SERVICE,SERVICE"),
+        ([], ["a=billing,"], "write --group NAME=SERVICE,SERVICE"),
+        ([], ["A b=billing"], "group 'A b': a name has"),
+    ],
+)
+def test_what_is_no_partition_is_refused(chosen: list[str], groups: list[str], told: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        compartments(KNOWN, chosen, groups)
+    assert told in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("original", "arguments", "command"),
+    [
+        (["python", "app.py", "run", "--isolate"], ["app.py", "run", "--isolate"], ["app.py", "run"]),
+        (["python3", "-X", "dev", "-m", "shop", "run"], ["/x/shop.py", "run"], ["-X", "dev", "-m", "shop", "run"]),
+        (["/usr/bin/python", "/usr/bin/shop"], ["/usr/bin/shop"], ["/usr/bin/shop", "run"]),
+    ],
+)
+def test_a_process_is_started_as_this_program_was(
+    monkeypatch: pytest.MonkeyPatch, original: list[str], arguments: list[str], command: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", original)
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert own_command() == [sys.executable, *command]
+
+
+def test_how_it_was_started_must_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "app.py", "serve"])
+    monkeypatch.setattr(sys, "argv", ["app.py", "run", "--isolate"])
+    with pytest.raises(ConfigurationError, match="cannot tell how"):
+        own_command()
+
+
+@pytest.mark.parametrize("url", ["", "memory://"])
+def test_processes_cannot_share_a_memory_bus(run: Run, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("BUS_URL", url)
+    done = run("run", "--isolate")
+    assert done.exit_code == 2
+    assert "needs a broker: the memory bus lives in one process" in done.stderr
+
+
+def test_groups_are_for_processes(run: Run) -> None:
+    done = run("run", "--group", "a=billing")
+    assert done.exit_code == 2
+    assert "--group goes with --isolate" in done.stderr

@@ -1,0 +1,211 @@
+"""The SQLite store: its lock, its bounds, what it says when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from bus import ConfigurationError, SqliteStore
+from bus.store import sqlite
+from bus.store.lots import Lots
+
+
+def count(path: Path) -> int:
+    with sqlite3.connect(path) as connection:
+        (number,) = connection.execute("SELECT count(*) FROM tidegate_completions").fetchone()
+    return int(number)
+
+
+async def test_many_completions_are_committed_together(tmp_path: Path) -> None:
+    commits = 0
+    async with SqliteStore(tmp_path / "a.db").opened() as store:
+        work = store.record._work
+
+        async def counted(keys: object) -> object:
+            nonlocal commits
+            commits += 1
+            return await work(keys)  # type: ignore[arg-type]
+
+        store.record._work = counted  # type: ignore[assignment]
+        await asyncio.gather(*(store.transaction(str(number)).commit() for number in range(100)))
+        assert all(await asyncio.gather(*(store.completed(str(number)) for number in range(100))))
+    assert commits <= 2
+
+
+async def test_who_is_cancelled_takes_nobody_along() -> None:
+    begun, go, done = asyncio.Event(), asyncio.Event(), []
+
+    async def work(items: object) -> list[int]:
+        begun.set()
+        await go.wait()
+        done.append(items)
+        return [10 * item for item in items]  # type: ignore[attr-defined]
+
+    lots: Lots[int, int] = Lots(work, asyncio.Lock())
+    async with asyncio.TaskGroup() as tasks:
+        first, second, third = [tasks.create_task(lots(number)) for number in (1, 2, 3)]
+        await begun.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        second.cancel()
+        await asyncio.wait([second])
+        go.set()
+        assert await third == 30
+    assert done == [[3]]
+
+
+async def test_a_lot_that_fails_fails_for_each_and_the_next_goes_on() -> None:
+    failing = True
+
+    async def work(items: object) -> list[int]:
+        await asyncio.sleep(0)
+        if failing:
+            raise OSError("no")
+        return list(items)  # type: ignore[call-overload, no-any-return]
+
+    lots: Lots[int, int] = Lots(work, asyncio.Lock())
+    assert all(isinstance(r, OSError) for r in await asyncio.gather(lots(1), lots(2), return_exceptions=True))
+    failing = False
+    assert await lots(3) == 3
+
+
+async def test_a_transaction_waits_for_another_and_sees_what_that_wrote(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "a.db", schema="CREATE TABLE IF NOT EXISTS stock (n INTEGER)")
+    async with store.opened() as one, store.opened() as other:
+        for number, opened in enumerate([one, other, one]):
+            transaction = opened.transaction(f"fill {number}")
+            await transaction.execute("INSERT INTO stock VALUES (1)")
+            await transaction.commit()
+
+        async def take(key: str, opened: sqlite.OpenSqliteStore) -> bool:
+            transaction = opened.transaction(key)
+            (left,) = (await transaction.execute("SELECT count(*) FROM stock"))[0]
+            await asyncio.sleep(0.001)
+            if left:
+                await transaction.execute("DELETE FROM stock WHERE rowid = (SELECT min(rowid) FROM stock)")
+            await transaction.commit()
+            return bool(left)
+
+        took = await asyncio.gather(*(take(str(n), opened) for n, opened in enumerate([one, other, one, other, one])))
+    assert sorted(took) == [False, False, True, True, True]
+
+
+async def test_whoever_gives_up_a_transaction_leaves_no_lock(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "a.db").opened() as store:
+        holder = store.transaction("a")
+        await holder.execute("SELECT 1")
+        waiting = store.transaction("b")
+        task = asyncio.ensure_future(waiting.execute("SELECT 1"))
+        recording = asyncio.ensure_future(store.transaction("c").commit())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await waiting.rollback()
+        await holder.rollback()
+        async with asyncio.timeout(20):
+            await recording
+        assert [await store.completed(key) for key in "abc"] == [False, False, True]
+
+
+async def test_a_file_that_another_process_locks_is_waited_for_and_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PATIENCE", 0.05)
+    async with SqliteStore(tmp_path / "a.db").opened() as store:
+        other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        transaction = store.transaction("a")
+        with pytest.raises(sqlite3.OperationalError, match="locked") as locked:
+            await transaction.execute("SELECT 1")
+        assert "a.db: another process held its lock" in locked.value.__notes__[0]
+        await transaction.rollback()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            await store.transaction("a").commit()
+        assert not await store.completed("a")  # readers never wait
+        other.execute("COMMIT")
+        await store.transaction("a").commit()
+        other.close()
+
+
+async def test_a_full_disk_fails_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    schema = "CREATE TABLE IF NOT EXISTS effects (what BLOB); PRAGMA max_page_count = 20"
+    async with SqliteStore(tmp_path / "a.db", schema=schema).opened() as store:
+        transaction = store.transaction("a")
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            await transaction.execute("INSERT INTO effects VALUES (zeroblob(1000000))")
+        await transaction.rollback()
+        assert not await store.completed("a")
+        await store.transaction("a").commit()
+        assert await store.completed("a")
+
+
+@pytest.mark.parametrize("ending", ["COMMIT", "ROLLBACK"])
+async def test_a_statement_that_ends_the_transaction_fails_the_run(tmp_path: Path, ending: str) -> None:
+    async with SqliteStore(tmp_path / "a.db").opened() as store:
+        transaction = store.transaction("a")
+        await transaction.execute(ending)
+        for use in (transaction.execute("SELECT 1"), transaction.commit()):
+            with pytest.raises(sqlite.StoreError, match="over"):
+                await use
+        await transaction.rollback()
+        late = store.transaction("b")
+        await late.rollback()
+        with pytest.raises(sqlite.StoreError, match="over"):
+            await late.execute("SELECT 1")
+
+
+async def test_old_completions_are_forgotten_in_small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "FORGOTTEN_AT_ONCE", 10)
+    async with SqliteStore(tmp_path / "a.db", keep=timedelta(days=7)).opened() as store:
+        await asyncio.gather(*(store.transaction(str(number)).commit() for number in range(25)))
+        with sqlite3.connect(tmp_path / "a.db") as connection:
+            connection.execute("UPDATE tidegate_completions SET at = at - ?", [7 * 86_400 + 1])
+        assert not await store.completed("1")
+        left = []
+        for number in range(3):
+            transaction = store.transaction(f"new {number}")
+            if number:
+                await transaction.execute("SELECT 1")
+            await transaction.commit()
+            left.append(count(tmp_path / "a.db"))
+        assert left == [16, 7, 3]
+
+
+async def test_a_message_of_an_old_completion_may_complete_again(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "a.db", keep=60).opened() as store:
+        await store.transaction("a").commit()
+        with sqlite3.connect(tmp_path / "a.db") as connection:
+            connection.execute("UPDATE tidegate_completions SET at = at - 61")
+        transaction = store.transaction("a")
+        await transaction.execute("SELECT 1")
+        await transaction.commit()
+        assert await store.completed("a")
+
+
+async def test_what_is_recorded_survives_the_loss_of_power(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "a.db").opened() as store:
+        ((synchronous,),) = await store.transaction(None).execute("PRAGMA synchronous")
+        ((journal,),) = await store.writing.do(lambda connection: connection.execute("PRAGMA journal_mode").fetchall())
+    assert (synchronous, journal) == (2, "wal")
+
+
+async def test_a_file_that_cannot_be_is_told_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database, but a text of more than a few bytes\n" * 100)
+    for path, why in ((tmp_path / "none" / "a.db", "unable to open"), (tmp_path / "text.db", "not a database")):
+        with pytest.raises(ConfigurationError, match=f"{why}.*it needs a folder that is there"):
+            async with SqliteStore(path).opened():
+                pass
+    with pytest.raises(ConfigurationError, match="keep must be above 0"):
+        SqliteStore("a.db", keep=0)
+
+
+def test_a_store_for_tests_leaves_no_file() -> None:
+    store = SqliteStore(":memory:")
+    folder = store.path.parent
+    assert folder.exists()
+    del store
+    assert not folder.exists()

@@ -1,0 +1,182 @@
+"""What handlers and scenarios meet in a simulation is what they would meet at a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from random import Random
+
+import pytest
+
+from bus import Bus, BusUnavailable, Event, Service, fixed
+from bus.testing import SimulationFailed, Tester, simulate
+from bus.testing.faults import Fault, Kind, chosen
+from bus.testing.simulation import Scenario, _run
+
+
+class Asked(Event, type="price.asked"):
+    number: int
+
+
+class Told(Event, type="price.told"):
+    number: int
+
+
+class Seen(list[int]):
+    pass
+
+
+def prices() -> Tester:
+    service = Service("prices")
+
+    @service.on(Asked)
+    async def tell(asked: Asked, seen: Seen) -> Told:
+        await asyncio.sleep(1)
+        seen.append(asked.number)
+        return Told(number=asked.number)
+
+    return Tester(service, resources={Seen: Seen()})
+
+
+def publishing() -> Tester:
+    """Return a service whose handler publishes by itself, and does not wait for its ack."""
+    service = Service("prices")
+
+    @service.resource
+    async def bus() -> AsyncIterator[Bus]:
+        yield None  # type: ignore[misc]
+
+    @service.on(Asked, retry=fixed(3, 1))
+    async def tell(asked: Asked, bus: Bus, seen: Seen) -> None:
+        seen.append(asked.number)
+        await bus.publish(Told(number=asked.number))
+
+    return Tester(service, resources={Seen: Seen()})
+
+
+async def one(bus: Tester) -> None:
+    await bus.publish(Asked(number=1))
+    await bus.settled()
+
+
+async def fails(bus: Tester) -> None:
+    await one(bus)
+    pytest.fail("the price is wrong")
+
+
+async def raises_nothing(bus: Tester) -> None:
+    await one(bus)
+    with pytest.raises(ValueError):
+        pass
+
+
+async def fails_beside_others(bus: Tester) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fails(bus))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "told"),
+    [
+        (fails, "seed=7: Failed: the price is wrong\n  tests"),
+        (raises_nothing, "seed=7: Failed: DID NOT RAISE"),
+        (fails_beside_others, "seed=7: Failed: the price is wrong\n  tests"),
+    ],
+)
+def test_what_pytest_fails_by_is_told_with_its_seed(scenario: Scenario, told: str) -> None:
+    with pytest.raises(SimulationFailed) as failed:
+        simulate(prices, scenario, seeds=[7])
+    assert told in str(failed.value)
+    assert "none, the order of steps will do" in str(failed.value)
+
+
+def test_a_scenario_that_skips_is_skipped() -> None:
+    async def skips(bus: Tester) -> None:
+        pytest.skip("not here")
+
+    with pytest.raises(pytest.skip.Exception, match="not here"):
+        simulate(prices, skips, seeds=[7])
+
+
+def test_a_worker_that_does_not_come_again_is_told_with_its_seed() -> None:
+    def build() -> Tester:
+        service, opened = Service("prices"), []
+
+        @service.resource
+        async def seen() -> AsyncIterator[Seen]:
+            opened.append(1)
+            if len(opened) > 1:
+                raise ConnectionError("the port is taken")
+            yield Seen()
+
+        @service.on(Asked)
+        async def tell(asked: Asked, seen: Seen) -> None: ...
+
+        return Tester(service)
+
+    with pytest.raises(SimulationFailed, match=r"(?s)ConnectionError: the port is taken.*fewest.*fail: crash at"):
+        simulate(build, one, seeds=range(50))
+
+
+def test_no_reply_comes_over_a_lost_connection_and_the_request_says_so() -> None:
+    async def request(bus: Tester) -> None:
+        try:
+            await bus.request(Asked(number=1), Told, timeout=60)
+        finally:
+            await bus.settled()
+            assert 1 in bus.resources[Seen]
+
+    steps = _run(prices, request, 0, ()).counts["step"]
+    errors = [_run(prices, request, 0, [Fault("connection lost", at)]).error for at in range(1, steps + 1)]
+    told = [error for error in errors if error is not None]
+    assert told
+    assert all(isinstance(error, BusUnavailable) and "no reply can come any more" in str(error) for error in told)
+
+
+@pytest.mark.parametrize(("kind", "copies"), [("refused", 1), ("unsure", 2)])
+def test_a_publish_of_a_handler_raises_and_one_of_the_scenario_is_tried_again(kind: Kind, copies: int) -> None:
+    async def look(bus: Tester) -> None:
+        await one(bus)
+        assert (len(bus.resources[Seen]), len(bus.published(Told))) == (2, copies)
+
+    ran = _run(publishing, look, 0, [Fault(kind, 2)])
+    assert ran.error is None
+    assert any("raised BusUnavailable" in line for line in ran.story)
+
+    async def look_at_ours(bus: Tester) -> None:
+        await one(bus)
+        assert len(bus.published(Asked)) == copies
+
+    assert _run(publishing, look_at_ours, 0, [Fault(kind, 1)]).error is None
+
+
+def test_a_publish_of_a_handler_waits_through_an_outage_no_longer_than_it_may() -> None:
+    steps = _run(publishing, one, 0, ()).counts["step"]
+    raised = [_run(publishing, one, 0, [Fault("outage", at, 30)]).story for at in range(1, steps + 1)]
+    assert any("not sent within 10 s: the broker is down" in line for story in raised for line in story)
+
+
+def test_what_is_late_in_an_ordered_queue_makes_what_follows_late() -> None:
+    def build() -> Tester:
+        service = Service("prices")
+
+        @service.on(Asked, ordered_by="number")
+        async def tell(asked: Asked, seen: Seen) -> None:
+            seen.append(asked.number)
+
+        return Tester(service, resources={Seen: Seen()})
+
+    async def in_order(bus: Tester) -> None:
+        for number in range(3):
+            await bus.publish(Asked(number=number))
+        await bus.advance(4)
+        assert bus.resources[Seen] == []
+        await bus.settled()
+        assert sorted(bus.resources[Seen]) == [0, 1, 2]
+
+    assert _run(build, in_order, 0, [Fault("late", 1, 5)]).error is None
+
+
+def test_the_wall_clock_jumps_ahead_and_back() -> None:
+    jumps = [fault for seed in range(300) for fault in chosen(Random(seed), {}) if fault.kind == "clock jump"]
+    assert {fault.seconds > 0 for fault in jumps} == {True, False}
