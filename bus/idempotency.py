@@ -18,6 +18,7 @@ from .outcome import Ack, DeadLetter, Outcome, Retry
 from .service import Handler, Process
 from .store import AlreadyCompleted, OpenStore, Transaction
 from .transport import Delivery
+from .wrapped import WrappedDelivery
 
 
 COMPLETED: Final = "completed before"
@@ -34,15 +35,14 @@ class WritesLost(DeliveryLost):
     """The delivery was lost before its transaction was committed: when it comes again, its handler must run again."""
 
 
-class Unit:
+class Unit(WrappedDelivery):
     """A delivery of an idempotent handler, and the transaction that completes it."""
 
-    __slots__ = ("_committed", "_delivery", "known", "message", "transaction")
+    __slots__ = ("_committed", "known", "transaction")
 
     def __init__(self, delivery: Delivery, transaction: Transaction) -> None:
-        self._delivery = delivery
+        super().__init__(delivery)
         self._committed = False
-        self.message = delivery.message
         self.transaction = transaction
         self.known = False
         """Whether it was completed before, so that nothing is left to do but to ack it."""
@@ -53,11 +53,6 @@ class Unit:
         return self._delivery.attempt
 
     @property
-    def redelivered(self) -> int:
-        """How often it came before without an outcome."""
-        return self._delivery.redelivered
-
-    @property
     def first_failed_at(self) -> datetime | None:
         """When it first failed in this handler."""
         return self._delivery.first_failed_at
@@ -66,29 +61,6 @@ class Unit:
     def waits_since(self) -> datetime | None:
         """Since when it waits for a worker of another version."""
         return self._delivery.waits_since
-
-    @property
-    def routed_by(self) -> str | None:
-        """The key by which it was sent here."""
-        return self._delivery.routed_by
-
-    @property
-    def suspect(self) -> bool:
-        """Whether it may be what kills workers."""
-        return self._delivery.suspect
-
-    @property
-    def lost(self) -> bool:
-        """Whether it cannot be settled any more."""
-        return self._delivery.lost
-
-    async def begin(self) -> int:
-        """Note that a run begins; return how many never ended."""
-        return await self._delivery.begin()
-
-    async def end(self) -> None:
-        """Note that the run is over."""
-        await self._delivery.end()
 
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out: an ack after the completion is recorded, any other after what was written is undone.

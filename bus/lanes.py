@@ -17,6 +17,7 @@ from .logs import logger
 from .ordering import KeyOf
 from .outcome import Outcome, Release, Retry
 from .transport import Delivery
+from .wrapped import WrappedDelivery
 
 
 RELEASED: Final = 1.0
@@ -26,25 +27,22 @@ RELEASED: Final = 1.0
 Progress: TypeAlias = tuple[int, datetime | None, datetime | None, float]
 
 
-class Held:
+class Held(WrappedDelivery):
     """A delivery in a lane: to whoever runs it a delivery as any, but what it came to may be another try in place."""
 
     __slots__ = (
         "_again",
-        "_delivery",
         "arrived",
         "attempt",
         "due",
         "first_failed_at",
         "lane",
-        "message",
         "settled",
         "waits_since",
     )
 
     def __init__(self, delivery: Delivery, lane: Lane, arrived: float) -> None:
-        self._delivery = delivery
-        self.message = delivery.message
+        super().__init__(delivery)
         self.lane = lane
         self.arrived = arrived
         self.attempt = delivery.attempt
@@ -53,34 +51,6 @@ class Held:
         self.due = 0.0
         self.settled = False
         self._again: Retry | None = None
-
-    @property
-    def redelivered(self) -> int:
-        """How often it came before without an outcome."""
-        return self._delivery.redelivered
-
-    @property
-    def routed_by(self) -> str | None:
-        """The key by which it was sent here."""
-        return self._delivery.routed_by
-
-    @property
-    def suspect(self) -> bool:
-        """Whether it may be what kills workers."""
-        return self._delivery.suspect
-
-    @property
-    def lost(self) -> bool:
-        """Whether it cannot be settled any more."""
-        return self._delivery.lost
-
-    async def begin(self) -> int:
-        """Note that a run begins; return how many never ended."""
-        return await self._delivery.begin()
-
-    async def end(self) -> None:
-        """Note that the run is over."""
-        await self._delivery.end()
 
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out; another try is only noted, and the broker is told nothing of it."""

@@ -202,7 +202,7 @@ class Worker:
 
     def _unavailable(self, service: Service, error: Exception, delay: float, consuming: Countdown) -> None:
         """Note that a service waits for its resources, and say so; it counts as started, for nobody waits for it."""
-        told = f"a resource cannot be opened: {described(error)}"
+        told = f"a resource or the store cannot be opened: {described(error)}"
         self._logger.error("service unavailable", service=service.name, error=told, again_in=round(delay, 1))
         self.unavailable[service.name] = error
         for handler in service.handlers:

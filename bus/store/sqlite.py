@@ -81,7 +81,11 @@ class SqliteStore:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[OpenSqliteStore]:
-        """Open the file, for one worker; raises ConfigurationError where it cannot be opened, or is no database."""
+        """Open the file, for one worker.
+
+        Raises ConfigurationError where it cannot be opened, or is no database, and StoreError where another process
+        kept its lock for 10 s: that may be tried again.
+        """
         reading, writing = Line(self, in_thread=self._lasting), Line(self, in_thread=self._lasting)
         try:
             for line in (writing, reading):
@@ -154,12 +158,14 @@ class Line:
         try:
             await self._run(opened)
         except sqlite3.Error as error:
-            remedy = (
-                "it needs a folder that is there and may be written to, and a file that is a SQLite database or new"
-            )
+            told = f"SqliteStore({str(path)!r}): {error}; "
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-                remedy = f"another process held its lock for {PATIENCE:g} s: a handler that is slow in its transaction?"
-            raise ConfigurationError(f"SqliteStore({str(path)!r}): {error}; {remedy}") from error
+                slow = f"another process held its lock for {PATIENCE:g} s: a handler that is slow in its transaction?"
+                raise StoreError(told + slow) from error
+            raise ConfigurationError(
+                f"{told}it needs a folder that is there and may be written to, and a file that is a SQLite database "
+                "or new"
+            ) from error
 
     async def roll_back(self) -> None:
         """Roll back, if there is anything to; this is asked for before any wait."""

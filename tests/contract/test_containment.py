@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from bus import Event, Service, exponential
+from bus import Event, Service, SqliteStore, exponential
+from bus.store import sqlite
 
 from .stage import Log, Placed, Shipped, Stage
 
@@ -67,13 +70,37 @@ async def test_c1_a_resource_that_cannot_be_opened_holds_up_its_own_service_only
         assert isinstance(told, dict)
         assert told["status"] == "not ready"
         assert told["handlers"]["healthy.work"] == {"state": "consuming"}
-        why = "a resource cannot be opened: ConnectionRefusedError: no database at port 5432"
+        why = "a resource or the store cannot be opened: ConnectionRefusedError: no database at port 5432"
         assert told["handlers"]["sick.work"] == {"state": "not consuming", "why": why}
         there.append(True)
         await done.reaches(1)
         assert hosted.health.ready().status == 200
     said = [record.getMessage() for record in caplog.records if "event=service unavailable" in record.getMessage()]
     assert f"service=sick error={why}" in said[0]
+
+
+async def test_c1_a_store_that_is_locked_holds_up_its_own_service_only(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PATIENCE", 0.05)
+    fine: Log[int] = Log()
+    done: Log[int] = Log()
+    sick = Service("sick", store=SqliteStore(tmp_path / "sick.db"))
+
+    @sick.on(Placed, idempotent=True)
+    async def work(placed: Placed) -> None:
+        done.append(placed.number)
+
+    other = sqlite3.connect(tmp_path / "sick.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    async with stage.hosting(sick, healthy(fine)) as hosted:
+        await stage.bus.publish(Placed(number=1))
+        await neighbours_go_on(stage, fine)
+        told = hosted.health.ready().body
+        assert isinstance(told, dict)
+        assert "another process held its lock" in told["handlers"]["sick.work"]["why"]
+        other.close()
+        await done.reaches(1)
 
 
 async def test_c1_a_worker_whose_only_service_waits_for_its_resource_can_be_stopped(stage: Stage) -> None:
