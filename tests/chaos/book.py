@@ -32,6 +32,11 @@ class Published:
     unsure: int = 0
 
     @property
+    def due(self) -> float:
+        """When it comes to the queues at the earliest."""
+        return self.at + self.delay
+
+    @property
     def handlers(self) -> tuple[str, ...]:
         """Who must handle it."""
         return WANTED[self.type]
@@ -127,19 +132,19 @@ def owing(published: Published) -> tuple[str, ...]:
 
 
 def destroyed(book: Book) -> Iterator[Work]:
-    """Yield what went with a deleted queue: published before it was there again for sure, and never handled."""
+    """Yield what went with a deleted queue: due before it was there again for sure, and never handled."""
     for fault in book.faults:
         if not fault.deleted:
             continue
         wanted = [(ref, one) for ref, one in book.published.items() if fault.deleted in one.handlers]
         again = min(
             (
-                one.confirmed
+                one.confirmed + one.delay
                 for ref, one in wanted
-                if one.at > fault.healed and one.confirmed is not None and (fault.deleted, ref) in book.runs
+                if one.due > fault.healed and one.confirmed is not None and (fault.deleted, ref) in book.runs
             ),
             default=float("inf"),
         )
         for ref, one in wanted:
-            if fault.begun - GOING_BACK <= one.at <= again and (fault.deleted, ref) not in book.runs:
+            if fault.begun - GOING_BACK <= one.at and one.due <= again and (fault.deleted, ref) not in book.runs:
                 yield fault.deleted, ref

@@ -28,11 +28,15 @@ class Story:
         entry: Entry = {"at": self.now, "what": what, "who": who, **more}
         self.book.add([entry])
 
-    def publishing(self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1) -> None:
-        self.tell("publishing", "publisher0/1", ref=ref, type=type, stream=stream, number=number, delay=0.0)
+    def publishing(
+        self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1, delay: float = 0.0
+    ) -> None:
+        self.tell("publishing", "publisher0/1", ref=ref, type=type, stream=stream, number=number, delay=delay)
 
-    def published(self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1) -> None:
-        self.publishing(ref, type, stream, number)
+    def published(
+        self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1, delay: float = 0.0
+    ) -> None:
+        self.publishing(ref, type, stream, number, delay)
         self.tell("confirmed", "publisher0/1", ref=ref)
 
     def handled(self, ref: str, handler: str = "later.work", redelivered: int = 0, worker: str = "worker0/1") -> None:
@@ -184,6 +188,18 @@ def test_what_went_with_a_deleted_queue_is_told_apart_and_ends_when_the_queue_is
     assert verdict.destroyed == [("later.work", "p.a.1"), ("later.work", "p.a.3")]
     assert verdict.lost == [("later.work", "p.a.5")]
     assert set(destroyed(story.book)) == set(verdict.destroyed)
+
+
+def test_what_was_due_before_a_deleted_queue_was_there_again_went_with_it_though_published_later(story: Story) -> None:
+    story.fault("queue deleted", deleted="later.work")
+    story.published("p.a.1", delay=60)
+    story.published("p.a.2", delay=1)
+    story.now += 60
+    story.handled("p.a.1")
+    story.published("p.a.3", delay=1)
+    verdict = story.verdict()
+    assert verdict.destroyed == [("later.work", "p.a.2")]
+    assert verdict.lost == [("later.work", "p.a.3")]
 
 
 def test_a_deleted_queue_excuses_neither_others_nor_what_was_lost_long_before(story: Story) -> None:
