@@ -13,7 +13,7 @@ LONGEST_FILE = 500
 LONGEST_FUNCTION = 50
 
 LAYERS = (
-    {"errors", "clock", "topic", "logs"},
+    {"errors", "clock", "topic", "logs", "lots"},
     {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics"},
     {"watchdog"},
     {"message"},
@@ -37,7 +37,7 @@ LAYERS = (
 )
 """From left to right: a module imports its own layer and those before it."""
 TRANSPORTS_SEE = {
-    *("errors", "clock", "topic", "logs", "settings", "event", "message", "outcome", "replies", "packing"),
+    *("errors", "clock", "topic", "logs", "lots", "settings", "event", "message", "outcome", "replies", "packing"),
     *("topology", "transport"),
 }
 ENTRY = {("app", "cli")}

@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 from .. import clock
 from ..clock import Seconds, span
 from ..errors import ConfigurationError, TidegateError
+from ..lots import Lots
 from . import AlreadyCompleted
-from .lots import Lots
 
 
 T = TypeVar("T")

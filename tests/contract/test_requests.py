@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 import tracemalloc
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -350,11 +351,12 @@ async def test_r4_requests_leave_no_memory_behind(stage: Stage) -> None:
     async with stage.hosting(service):
         tracemalloc.start()
         try:
-            before, after = await ask(3), await ask(10)
+            held = [await ask(rounds) for rounds in (3, 10, 10, 10)]
         finally:
             tracemalloc.stop()
         assert len(stage.transport.replies) == 0
-    assert after - before < 500 * 100
+    # what leaks grows each time; what is held for a while, only at times
+    assert min(after - before for before, after in pairwise(held)) < 500 * 100, held
 
 
 async def timed_out(stage: Stage, asked: Asked) -> str:

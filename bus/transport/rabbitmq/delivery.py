@@ -67,6 +67,7 @@ class Settling(Place):
 
     publish: Callable[[Sequence[Outgoing]], Awaitable[None]]
     store: Callable[[Sequence[Parcel]], Awaitable[None]]
+    store_letter: Callable[[Sequence[Parcel]], Awaitable[None]]
     redeclare: Callable[[], Awaitable[object]]
     delay_to: Callable[[Ways], Awaitable[object]]
     answer: Callable[[str, Message], None]
@@ -171,9 +172,9 @@ class RabbitMQDelivery:
                 await self._stored(outcome)
                 self._answer(outcome.reply)
             case Retry():
-                await self._held(lambda: self._copied(self._retry(outcome), outcome.delay))
+                await self._held(lambda: self._copied(self._settling.store, self._retry(outcome), outcome.delay))
             case DeadLetter():
-                await self._held(lambda: self._copied(self._dead_letter(outcome)))
+                await self._held(lambda: self._copied(self._settling.store_letter, self._dead_letter(outcome)))
                 self._answer(outcome.reply)
             case Release():
                 self._received.channel.release([self._tag])
@@ -212,12 +213,14 @@ class RabbitMQDelivery:
         replay = "" if exchange == self._settling.events else copies.replayed(self._received.header)
         return self.message.id, self.attempt, exchange, replay
 
-    async def _copied(self, copy: Parcel, delay: timedelta = NO_DELAY) -> None:
+    async def _copied(
+        self, store: Callable[[Sequence[Parcel]], Awaitable[None]], copy: Parcel, delay: timedelta = NO_DELAY
+    ) -> None:
         settling = self._settling
         try:
             if delay > NO_DELAY and delay not in settling.subscription.delays:
                 await settling.delay_to(settling.way)
-            await settling.store([copy])
+            await store([copy])
         except (Unroutable, PublishRefused) as error:
             # the queue or exchange that the copy goes to may have been deleted: have it declared again
             await settling.redeclare()

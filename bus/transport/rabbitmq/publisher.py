@@ -46,7 +46,8 @@ class Publisher:
 
     A message whose fate is unknown, because the link was lost before its confirm, is published again with the same id
     on the next link, until the timeout. `keep` runs for as long as anyone publishes. `cut_off` is told of a host that
-    confirmed nothing, where the next one did.
+    confirmed nothing, where the next one did. A `whole` publisher believes no confirm where another of the same publish
+    is missing, and leaves it to others to find out whether the host is cut off.
     """
 
     def __init__(
@@ -55,8 +56,11 @@ class Publisher:
         exchange: str,
         timeout: float,
         cut_off: Callable[[Address, str], None] = lambda _, __: None,
+        *,
+        whole: bool = False,
     ) -> None:
         self._supervisor = supervisor
+        self._whole = whole
         self._cut_off = cut_off
         self._left: Address | None = None
         self._exchange = exchange
@@ -87,7 +91,7 @@ class Publisher:
             if (channel := self._channel) is None or not (stuck or looks >= LOOKS):
                 continue
             answers = await self._ask(channel.link)
-            if answers and looks >= LOOKS and self._supervisor.hosts > 1:
+            if answers and looks >= LOOKS and self._supervisor.hosts > 1 and not self._whole:
                 self._left, looks = channel.link.address, 0
                 self._give_up(channel.link, SILENT)
 
@@ -179,6 +183,8 @@ class Publisher:
                 told = await self._send(channel, left, deadline).future
                 if self._left not in (None, channel.link.address) and Fate.STORED in told:
                     self._tell_of_the_left()
+            if self._whole and Fate.UNKNOWN in told:
+                told = [Fate.UNKNOWN] * len(told)
             if isinstance(channel.error, ChannelClosed):
                 why, allowed = channel.error.text, channel.error.code != 403
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
@@ -198,6 +204,11 @@ class Publisher:
                 pause = hesitation if any(fates[parcel.id] is Fate.REFUSED for parcel in left) else backoff
                 await asyncio.sleep(min(pause(), max(deadline - loop.time(), 0)))
         self._raise_for(fates, why, allowed=allowed)
+
+    def renew(self) -> None:
+        """Use another channel from now on."""
+        if self._channel is not None:
+            self._retire(self._channel)
 
     def _retire(self, channel: Channel) -> None:
         """Use another channel from now on: what refused a channel once, or kept silent to it, may do so for ever."""

@@ -42,6 +42,7 @@ class Streams:
         self._link: Link | None = None
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
+        self._storing = asyncio.Lock()
 
     @property
     def addresses(self) -> Sequence[Address]:
@@ -107,19 +108,25 @@ class Streams:
 
     async def store(self, parcels: Sequence[Parcel]) -> None:
         """Store, confirmed. Raises Unroutable where a queue is not there, PublishRefused and BusUnavailable."""
-        link = await self.link()
+        link, channel = await self.link(), None
         try:
-            async with asyncio.timeout(self.timeout):
-                channel = self._channel
+            async with asyncio.timeout(self.timeout), self._storing:
+                channel, self._channel = self._channel, None
                 if channel is None or channel.error is not None:
-                    channel = self._channel = await link.channel(confirm=True)
+                    channel = await link.channel(confirm=True)
                 await link.writable()
                 fates = await channel.publish(parcels).future
+                if fates.count(Fate.STORED) == len(fates):
+                    # only then: entrance.py tells what streams make of what is sent behind what still waits
+                    self._channel = channel
         except wire.Malformed as error:
             refused = {parcel.id: Fate.REFUSED for parcel in parcels}
             raise PublishRefused(f"its headers do not fit into a frame: {error}", refused) from error
         except TimeoutError:
-            channel, fates = None, [Fate.UNKNOWN] * len(parcels)
+            fates = [Fate.UNKNOWN] * len(parcels)
+        finally:
+            if channel is not None and channel is not self._channel:
+                channel.leave()
         told = {parcel.id: fate for parcel, fate in zip(parcels, fates, strict=True) if fate is not Fate.STORED}
         if channel is not None and isinstance(channel.error, ChannelClosed) and channel.error.code == 403:
             raise WriteRefused(channel.error.text, told)

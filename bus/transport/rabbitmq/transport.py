@@ -34,6 +34,7 @@ from .consumer import Feed, RabbitMQConsumer
 from .dead_letters import RabbitMQDeadLetters
 from .delivery import Settling
 from .doubts import Doubts
+from .entrance import Entrance
 from .inbox import Inbox
 from .moves import Moves
 from .publisher import Publisher
@@ -68,6 +69,7 @@ class RabbitMQTransport:
         self._timeout = settings.publish_timeout
         self._faults: dict[str, TidegateError] = {}
         self._suspects: dict[str, Suspects] = {}
+        self._entrances: dict[str, tuple[Entrance, Publisher]] = {}
         self._inboxes: set[Inbox] = set()
         self._declaring = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
@@ -227,6 +229,7 @@ class RabbitMQTransport:
             self._names,
             self.publish,
             self._publisher.publish,
+            self._entrance_of(subscription.service).store,
             redeclare,
             self._cascade.ready,
             self._answer,
@@ -235,7 +238,8 @@ class RabbitMQTransport:
 
     async def aclose(self) -> None:
         """End the publisher; the links close with the scope that `open` made."""
-        await self._publisher.aclose()
+        for publisher in (self._publisher, *(publisher for _, publisher in self._entrances.values())):
+            await publisher.aclose()
         await self._requests.aclose()
         await self._answers.aclose()
 
@@ -251,8 +255,16 @@ class RabbitMQTransport:
             async def declare() -> None:
                 await topology.declare_stream(self._addresses, stream, topology.SUSPECTS, (entrance, topology.MARKS))
 
-            self._suspects[service] = Suspects(self._consuming, stream, entrance, self._publisher.publish, declare)
+            store = self._entrance_of(service).store
+            self._suspects[service] = Suspects(self._consuming, stream, entrance, store, declare)
         return self._suspects[service]
+
+    def _entrance_of(self, service: str) -> Entrance:
+        if service not in self._entrances:
+            publisher = Publisher(self._publishing, self._names.events, self._timeout, whole=True)
+            begin = partial(self._start, f"letters of {service}", publisher.keep)
+            self._entrances[service] = Entrance(publisher, begin), publisher
+        return self._entrances[service][0]
 
     def _answer(self, address: str, reply: Message) -> None:
         self._start("answers", self._answers.keep)

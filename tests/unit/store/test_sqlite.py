@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bus import ConfigurationError, SqliteStore
+from bus.lots import Lots
 from bus.store import sqlite
-from bus.store.lots import Lots
 
 
 def count(path: Path) -> int:

@@ -16,6 +16,7 @@ from bus.transport.rabbitmq import wire
 from bus.transport.rabbitmq.address import Address
 from bus.transport.rabbitmq.channel import Channel, Parcel
 from bus.transport.rabbitmq.link import Link
+from bus.transport.rabbitmq.publisher import Publisher
 
 
 @dataclass
@@ -110,7 +111,60 @@ def parcel(id: str, key: str = "key", body: bytes = b"body", properties: bytes |
     return Parcel(id, "exchange", key, flags, wire.short(id) if properties is None else properties, body)
 
 
-def returned(id: str, key: str = "key") -> bytes:
+def returned(id: str, key: str = "key", channel: int = 1) -> bytes:
     """What a broker sends when nobody wants a message."""
-    method = pamqp.frame.marshal(commands.Basic.Return(312, "NO_ROUTE", "exchange", key), 1)
-    return method + wire.content(1, 1 << 7 if id else 0, wire.short(id) if id else b"", b"body", 131_072)
+    method = pamqp.frame.marshal(commands.Basic.Return(312, "NO_ROUTE", "exchange", key), channel)
+    return method + wire.content(channel, 1 << 7 if id else 0, wire.short(id) if id else b"", b"body", 131_072)
+
+
+class Linked:
+    """Stands for the supervisor of one link."""
+
+    trouble = ""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def link(self) -> Link:
+        if self._link.error is not None:
+            await asyncio.Event().wait()
+        return self._link
+
+
+@asynccontextmanager
+async def publishing(timeout: float, *, whole: bool = False) -> AsyncIterator[tuple[Publisher, Peer, Link]]:
+    async with connected() as (link, peer), asyncio.TaskGroup() as tasks:
+        supervisor: Any = Linked(link)
+        publisher = Publisher(supervisor, "events", timeout, whole=whole)
+        keeping = tasks.create_task(publisher.keep())
+        yield publisher, peer, link
+        await publisher.aclose()
+        keeping.cancel()
+
+
+async def open_channel(peer: Peer) -> int:
+    """Answer what a publisher asks before it publishes; return its channel."""
+    number, command = await peer.command()
+    assert isinstance(command, commands.Channel.Open)
+    peer.send(commands.Channel.OpenOk(), number)
+    await peer.expect(commands.Exchange.Declare)
+    peer.send(commands.Exchange.DeclareOk(), number)
+    for _ in range(2):
+        closed, command = await peer.command()
+        if isinstance(command, commands.Channel.Close):
+            peer.send(commands.Channel.CloseOk(), closed)
+        else:
+            number = closed
+            peer.send(commands.Channel.OpenOk(), number)
+    await peer.expect(commands.Confirm.Select)
+    peer.send(commands.Confirm.SelectOk(), number)
+    return number
+
+
+async def published(peer: Peer) -> int:
+    """Read one message, and return the channel that it came by."""
+    number, command = await peer.command()
+    assert isinstance(command, commands.Basic.Publish)
+    await peer.frame()
+    await peer.frame()
+    return number

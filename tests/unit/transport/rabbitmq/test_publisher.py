@@ -3,72 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from pamqp import commands
 
 from bus import BusUnavailable
 from bus.transport.rabbitmq import publisher as publisher_module
-from bus.transport.rabbitmq.link import Link
-from bus.transport.rabbitmq.publisher import Publisher
 
-from .peer import Peer, connected, parcel
-
-
-class Linked:
-    """Stands for the supervisor of one link."""
-
-    trouble = ""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    async def link(self) -> Link:
-        if self._link.error is not None:
-            await asyncio.Event().wait()
-        return self._link
-
-
-@asynccontextmanager
-async def publishing(timeout: float) -> AsyncIterator[tuple[Publisher, Peer, Link]]:
-    async with connected() as (link, peer), asyncio.TaskGroup() as tasks:
-        supervisor: Any = Linked(link)
-        publisher = Publisher(supervisor, "events", timeout)
-        keeping = tasks.create_task(publisher.keep())
-        yield publisher, peer, link
-        await publisher.aclose()
-        keeping.cancel()
-
-
-async def open_channel(peer: Peer) -> int:
-    """Answer what a publisher asks before it publishes; return its channel."""
-    number, command = await peer.command()
-    assert isinstance(command, commands.Channel.Open)
-    peer.send(commands.Channel.OpenOk(), number)
-    await peer.expect(commands.Exchange.Declare)
-    peer.send(commands.Exchange.DeclareOk(), number)
-    for _ in range(2):
-        closed, command = await peer.command()
-        if isinstance(command, commands.Channel.Close):
-            peer.send(commands.Channel.CloseOk(), closed)
-        else:
-            number = closed
-            peer.send(commands.Channel.OpenOk(), number)
-    await peer.expect(commands.Confirm.Select)
-    peer.send(commands.Confirm.SelectOk(), number)
-    return number
-
-
-async def published(peer: Peer) -> int:
-    """Read one message, and return the channel that it came by."""
-    number, command = await peer.command()
-    assert isinstance(command, commands.Basic.Publish)
-    await peer.frame()
-    await peer.frame()
-    return number
+from .peer import open_channel, parcel, published, publishing
 
 
 async def test_the_opening_of_a_channel_does_not_begin_anew_with_each_publish_whose_time_is_over() -> None:
