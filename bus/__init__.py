@@ -9,7 +9,7 @@ How the library is laid out, in the order of one event's journey:
     outcome.py    Ack, Retry, DeadLetter, Release          retry.py      policies
     ordered.py    handlers that keep the order of a key    lanes.py      what they hold, a lane for each key
     replies.py    the requests that wait                   answers.py    what of an outcome answers a request
-    supervisor.py a process for each service               watchdog.py   names what blocks the event loop
+    isolation/    a process for each service               watchdog.py   names what blocks the event loop
     idempotency.py  what was completed is not run again   store/        where completions are recorded
     app.py        App: wiring                              testing/      Tester: the same code on virtual time
 """

@@ -29,9 +29,7 @@ LAYERS = (
     {"subscriber", "lanes", "ordered", "opening"},
     {"worker", "discovery"},
     {"health"},
-    {"supervised", "child"},
-    {"supervisor"},
-    {"whole"},
+    {"isolation"},
     {"testing", "app"},
     {"cli"},
 )

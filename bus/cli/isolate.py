@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from .. import logs
-from ..child import Child, spawned
 from ..errors import ConfigurationError
+from ..isolation.child import Child, spawned
+from ..isolation.supervisor import Supervisor, meaning
+from ..isolation.whole import Whole, answering
 from ..settings import Settings, check_name
-from ..supervisor import Supervisor, meaning
-from ..whole import Whole, answering
 from .errors import tell
 from .signals import stop_on_signals
 

@@ -71,7 +71,7 @@ def run(
 
 def _supervised(app: App, services: Sequence[str], settings: Settings, given: str) -> int:
     """Be one process of `run --isolate`; without a name, only tell what there is to host."""
-    from ..supervised import Supervised, threadsafe
+    from ..isolation.supervised import Supervised, threadsafe
 
     name, _, descriptor = given.rpartition("=")
     place = Supervised(name, int(descriptor), settings.grace)

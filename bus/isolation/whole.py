@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from .endpoint import Answer, Reply, Request, listening
-from .metrics import Metric, merged, text
+from ..endpoint import Answer, Reply, Request, listening
+from ..metrics import Metric, merged, text
 from .supervisor import Kept
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from .endpoint import Answer
+from ..endpoint import Answer
 
 
 WITHIN: Final = 1.0

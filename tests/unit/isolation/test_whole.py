@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bus.endpoint import Answer, Request
-from bus.supervisor import Kept
-from bus.whole import Whole
+from bus.isolation.supervisor import Kept
+from bus.isolation.whole import Whole
 
 
 class Told:

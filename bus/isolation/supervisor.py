@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, TypeAlias
 
-from . import clock
-from .endpoint import Answer
-from .logs import logger
+from .. import clock
+from ..endpoint import Answer
+from ..logs import logger
 from .supervised import MARGIN
 
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from .endpoint import Answer
-from .health import Health
-from .logs import logger
+from ..endpoint import Answer
+from ..health import Health
+from ..logs import logger
 
 
 MARGIN: Final = 5.0

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from bus.endpoint import Answer
-from bus.supervisor import MOST, STEADY, Backoff, Supervisor, meaning
+from bus.isolation.supervisor import MOST, STEADY, Backoff, Supervisor, meaning
 from bus.testing.virtual_time import VirtualTime
 
 
