@@ -27,7 +27,7 @@ from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
-from .idempotency import NotCompleted, WritesLost, once, unit_of, units
+from .idempotency import NotCompleted, once, undone, unit_of, units
 from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Key, Resources
@@ -227,13 +227,10 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
         try:
             outcome = await _carry_out(handler, delivery, outcome, runtime)
             lost = None
-        except WritesLost:
-            lost = None
-            return Release()
         except DeliveryLost:
             return Release()
         finally:
-            runs.end(key, lost)
+            runs.end(key, None if undone(delivery) else lost)
         return outcome
 
     return settle

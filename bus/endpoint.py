@@ -1,4 +1,10 @@
-"""The endpoint: HTTP for those who ask a program how it is: one request a connection, bounded in bytes and time."""
+"""The endpoint: HTTP for those who ask a program how it is: one request a connection, bounded in bytes and time.
+
+GET  /livez          200 while the process works
+GET  /readyz         200 while every handler consumes, as the broker knows it; else 503; a state for each handler
+GET  /metrics        numbers, as Prometheus reads them
+POST /pause/NAME     let a service or a handler begin nothing until POST /resume/NAME; for this machine alone
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, cast
+from urllib.parse import unquote
 
 import h11
 
@@ -40,6 +47,22 @@ class Request:
     method: str
     path: str
     local: bool
+
+
+def wanted(asked: Request) -> tuple[str, str] | Answer:
+    """Return what a request is for, and the name in it; or the answer of one that is for nothing."""
+    match (asked.method, asked.path.partition("?")[0].strip("/").split("/")):
+        case ("GET", ["livez" | "readyz" | "metrics" as what]):
+            return what, ""
+        case ("POST", ["pause" | "resume" as what, name]):
+            if asked.local:
+                return what, unquote(name)
+            return Answer(403, f"{what} is for requests of this machine alone, not through a proxy or a browser")
+        case (_, ["livez" | "readyz" | "metrics"]):
+            return Answer(405, f"{asked.method} is not answered here: GET {asked.path}")
+        case (_, ["pause" | "resume", _]):
+            return Answer(405, f"{asked.method} is not answered here: POST {asked.path}")
+    return Answer(404, "there are GET /livez, /readyz and /metrics, POST /pause/NAME and /resume/NAME")
 
 
 Reply: TypeAlias = Callable[[Answer], None]
@@ -132,7 +155,8 @@ class Connection(asyncio.Protocol):
                 self._request = event
             elif isinstance(event, h11.EndOfMessage) and (request := self._request) is not None:
                 local = from_here(self._transport, request)
-                return Request(request.method.decode(), request.target.decode(), local)
+                method = "GET" if request.method == b"HEAD" else request.method.decode()
+                return Request(method, request.target.decode(), local)
         return None
 
     def _send(self, answer: Answer) -> None:
@@ -147,9 +171,10 @@ class Connection(asyncio.Protocol):
             "cache-control": "no-store",
             "connection": "close",
         }
+        head = self._request is not None and self._request.method == b"HEAD"
         events: tuple[h11.Event, ...] = (
             h11.Response(status_code=answer.status, headers=list(headers.items())),
-            h11.Data(data=body),
+            h11.Data(data=b"" if head else body),
             h11.EndOfMessage(),
         )
         self._transport.write(b"".join(self._http.send(event) or b"" for event in events))

@@ -1,10 +1,4 @@
-"""Health: what an orchestrator asks a worker over HTTP, and the pauses that an operator asks for on its machine.
-
-GET  /livez          200 while the process works: its event loop answers
-GET  /readyz         200 while every handler consumes, as the broker knows it; else 503; a state for each handler
-GET  /metrics        numbers, as Prometheus reads them
-POST /pause/NAME     let a service or a handler begin nothing until POST /resume/NAME; for this machine alone
-"""
+"""Health: what an orchestrator asks a worker over HTTP, and the pauses that an operator asks for on its machine."""
 
 from __future__ import annotations
 
@@ -13,9 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
-from .endpoint import Answer, Reply, Request, listening
+from .endpoint import Answer, Reply, Request, listening, wanted
 from .errors import ConfigurationError
 from .metrics import text
 from .middleware import breaker
@@ -31,7 +24,7 @@ async def served(health: Health, http: str) -> AsyncIterator[int | None]:
     """
 
     def answering(asked: Request, reply: Reply) -> None:
-        reply(health.answer(asked.method, asked.path, local=asked.local))
+        reply(health.answer(asked))
 
     async with listening(answering, http) as port:
         yield port
@@ -45,22 +38,19 @@ class Health:
     stop: asyncio.Event
     watchdog: Watchdog
 
-    def answer(self, method: str, path: str, *, local: bool) -> Answer:
-        """Return the answer to a request; `local` means that it came from this machine."""
-        match (method, path.partition("?")[0].strip("/").split("/")):
-            case ("GET", ["livez"]):
+    def answer(self, asked: Request) -> Answer:
+        """Return the answer to a request."""
+        match wanted(asked):
+            case ("livez", _):
                 return Answer(200, "ok")
-            case ("GET", ["readyz"]):
+            case ("readyz", _):
                 return self.ready()
-            case ("GET", ["metrics"]):
+            case ("metrics", _):
                 return Answer(200, text(self.watchdog.metrics()))
-            case ("POST", ["pause" | "resume" as verb, name]):
-                return self._hold(verb, unquote(name), local=local)
-            case (_, ["livez" | "readyz" | "metrics"]):
-                return Answer(405, f"{method} is not answered here: GET {path}")
-            case (_, ["pause" | "resume", _]):
-                return Answer(405, f"{method} is not answered here: POST {path}")
-        return Answer(404, "there are GET /livez, /readyz and /metrics, POST /pause/NAME and /resume/NAME")
+            case (verb, name):
+                return self._hold(verb, name)
+            case Answer() as answer:
+                return answer
 
     def ready(self) -> Answer:
         """Return whether every handler consumes, and the state of each."""
@@ -92,9 +82,7 @@ class Health:
             return {"state": "breaker open", "why": why} | counts
         return {"state": "consuming"} | counts
 
-    def _hold(self, verb: str, name: str, *, local: bool) -> Answer:
-        if not local:
-            return Answer(403, f"{verb} is for requests of this machine alone, not through a proxy or a browser")
+    def _hold(self, verb: str, name: str) -> Answer:
         try:
             (self.worker.pause if verb == "pause" else self.worker.resume)(name)
         except ConfigurationError as error:

@@ -11,7 +11,7 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Final
 
-from .errors import DeliveryLost, TidegateError
+from .errors import TidegateError
 from .logs import logger
 from .message import Message
 from .outcome import Ack, DeadLetter, Outcome, Retry
@@ -29,10 +29,6 @@ WITHOUT_ID: Final = "without an id"
 
 class NotCompleted(TidegateError):
     """The store did not commit. The cause is what it raised."""
-
-
-class WritesLost(DeliveryLost):
-    """The delivery was lost before its transaction was committed: when it comes again, its handler must run again."""
 
 
 class Unit(WrappedDelivery):
@@ -65,18 +61,18 @@ class Unit(WrappedDelivery):
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out: an ack after the completion is recorded, any other after what was written is undone.
 
-        Raises NotCompleted where the store did not commit, and WritesLost where nothing can be committed any more.
+        Raises NotCompleted where the store did not commit.
         """
         if not isinstance(outcome, Ack):
             await self.transaction.rollback()
         elif not self.known:
             outcome = replace(outcome, complete=self._complete)
-        try:
-            await self._delivery.settle(outcome)
-        except DeliveryLost as error:
-            if self.transaction.used and not self._committed:
-                raise WritesLost(str(error)) from error
-            raise
+        await self._delivery.settle(outcome)
+
+    @property
+    def undone(self) -> bool:
+        """Whether its handler wrote something that was not committed, so that it must run again."""
+        return self.transaction.used and not self._committed
 
     async def _complete(self) -> None:
         try:
@@ -134,6 +130,11 @@ def _known(handler: Handler, unit: Unit) -> Ack:
     handler.flow.counts[COMPLETED] += 1
     unit.known = True
     return Ack()
+
+
+def undone(delivery: Delivery) -> bool:
+    """Tell whether the run of a delivery counts for nothing, because what it wrote was not committed."""
+    return isinstance(delivery, Unit) and delivery.undone
 
 
 def unit_of(delivery: Delivery) -> Unit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 
@@ -21,35 +21,56 @@ class Lots(Generic[K, V]):
         self._work = work
         self._turn = turn
         self._waiting: dict[asyncio.Future[V], K] = {}
+        self._led = False
 
     async def __call__(self, item: K) -> V:
         """Return what the work came to for this item."""
-        mine: asyncio.Future[V] = asyncio.get_running_loop().create_future()
-        self._waiting[mine] = item
+        while True:
+            mine: asyncio.Future[V] = asyncio.get_running_loop().create_future()
+            self._waiting[mine] = item
+            if not self._led:
+                await self._lead(mine)
+            try:
+                return await mine
+            except Deserted:
+                continue
+            finally:
+                self._waiting.pop(mine, None)
+
+    async def _lead(self, mine: asyncio.Future[V]) -> None:
+        """Wait for the turn, and do all that was asked for by then."""
+        self._led = True
+        lot = self._waiting
         try:
             async with self._turn:
-                if not mine.done():
-                    await self._do()
+                self._led, self._waiting = False, {}
+                await self._do(lot)
         except BaseException:
-            self._waiting.pop(mine, None)
             mine.cancel()
+            if lot is self._waiting:
+                self._led, self._waiting = False, {}
+            _tell(lot, Deserted())
             raise
-        return mine.result()
 
-    async def _do(self) -> None:
-        lot, self._waiting = self._waiting, {}
+    async def _do(self, lot: dict[asyncio.Future[V], K]) -> None:
+        # whoever was cancelled waits no more
+        asked = {mine: item for mine, item in lot.items() if not mine.done()}
         try:
-            results = await self._work([*lot.values()])
-        except asyncio.CancelledError:
-            # the others did not ask for that: one of them takes over
-            self._waiting = lot | self._waiting
-            raise
+            results = await self._work([*asked.values()])
         except Exception as error:
-            for asked in lot:
-                if not asked.done():
-                    asked.set_exception(error)
-                    asked.exception()  # whoever was cancelled meanwhile does not look at it
+            _tell(asked, error)
             return
-        for asked, result in zip(lot, results, strict=True):
-            if not asked.done():
-                asked.set_result(result)
+        for mine, result in zip(asked, results, strict=True):
+            if not mine.done():
+                mine.set_result(result)
+
+
+class Deserted(Exception):
+    """Whoever did the work for all was cancelled: one of the others takes over."""
+
+
+def _tell(asked: Iterable[asyncio.Future[V]], error: Exception) -> None:
+    for each in asked:
+        if not each.done():
+            each.set_exception(error)
+            each.exception()  # whoever was cancelled meanwhile does not look at it

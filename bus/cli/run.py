@@ -87,7 +87,7 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
 
     mistakes: list[str] = []
     hosted = app.chosen(*services)
-    work = _work(app, hosted, settings, answering, lambda handlers: place.tell(started=handlers))
+    work = _work(app, hosted, settings, answering, lambda handlers: place.tell(started=handlers), at_once=None)
     code = explained(lambda: _on_fast_loop(work), mistakes.append)
     if code == MISTAKE:
         # each process may find the same one: it is said by the supervisor, once
@@ -104,12 +104,14 @@ async def _work(
     settings: Settings,
     serving: Callable[[Health], AbstractAsyncContextManager[object]],
     started: Callable[[int], None] = lambda _: None,
+    *,
+    at_once: Callable[[], None] | None = lambda: None,
 ) -> int:
-    """Host the services until a signal; `serving` answers for the worker meanwhile."""
+    """Host the services until a signal; `serving` answers for the worker meanwhile, `at_once` is of a second signal."""
     from ..health import Health
 
     stop, log = asyncio.Event(), logs.logger()
-    stop_on_signals(stop, log)
+    stop_on_signals(stop, log, "worker", at_once)
     names = [each.name for each in hosted]
     async with client.transport(settings) as transport:
         log.info("worker starting", services=names)

@@ -12,22 +12,26 @@ from typing import Any
 from .errors import INTERRUPTED
 
 
-def stop_on_signals(stop: asyncio.Event, log: Any, at_once: Callable[[], None] = lambda: None) -> None:
-    """Set `stop` at the first signal; at the second do what is wanted `at_once`, and leave; also of a blocked loop."""
+def stop_on_signals(stop: asyncio.Event, log: Any, who: str, at_once: Callable[[], None] | None) -> None:
+    """Set `stop` at the first signal; at the second do what is wanted `at_once`, and leave; also of a blocked loop.
+
+    With None all signals are one: a process of a supervisor may get its own and that of whoever stops them all.
+    """
     loop = asyncio.get_running_loop()
     signals = 0
 
     def begin() -> None:
-        log.info("worker stopping", told="what runs may finish; a second signal stops at once")
+        log.info(f"{who} stopping", told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
         stop.set()
 
     def signalled(_: int, __: FrameType | None) -> None:
         nonlocal signals
         signals += 1
-        if signals > 1 or loop.is_closed():
+        if signals == 1 and not loop.is_closed():
+            loop.call_soon_threadsafe(begin)
+        elif at_once is not None:
             at_once()
             os._exit(INTERRUPTED)
-        loop.call_soon_threadsafe(begin)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         # not the loop's own way, which would wait for the handler that blocks it

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from ..endpoint import Answer
+from ..logs import logger
 
 
 WITHIN: Final = 1.0
@@ -56,9 +57,11 @@ class Child:
             del self._asked[number]
 
     async def read(self, reader: asyncio.StreamReader) -> None:
-        """Read what it tells, until it ends."""
+        """Read what it tells, until it ends; one that tells what nobody understands is not listened to any more."""
         try:
             async for line in reader:
+                if not line.endswith(b"\n"):
+                    return  # it was killed while it told something
                 said = json.loads(line)
                 if "id" not in said:
                     self.told |= said
@@ -66,6 +69,8 @@ class Child:
                     asked.set_result(Answer(said["status"], said["body"]))
         except ConnectionError:
             return
+        except ValueError as error:
+            logger().error("process not understood", pid=self.pid, error=str(error))
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from ..endpoint import Answer
+from ..endpoint import Answer, Request
 from ..health import Health
 from ..logs import logger
 
@@ -42,10 +42,10 @@ class Supervised:
         self._socket = socket.socket(fileno=descriptor)
         self._grace = grace
         self._sending = threading.Lock()
-        self._answer: Callable[[str, str], Answer] = lambda _, __: Answer(503, "it starts")
+        self._answer: Callable[[Request], Answer] = lambda _: Answer(503, "it starts")
         threading.Thread(target=self._watch, name="supervised", daemon=True).start()
 
-    def answering(self, answer: Callable[[str, str], Answer]) -> None:
+    def answering(self, answer: Callable[[Request], Answer]) -> None:
         """Let this answer from now on, in a thread."""
         self._answer = answer
         self.tell(answering=True)
@@ -74,20 +74,20 @@ class Supervised:
             with self._socket.makefile("rb") as lines:
                 for line in lines:
                     asked = json.loads(line)
-                    answer = self._answer(asked["method"], asked["path"])
+                    answer = self._answer(Request(asked["method"], asked["path"], local=True))
                     self.tell(id=asked["id"], status=answer.status, body=answer.body)
         except OSError:
             return  # reset: the supervisor is gone
 
 
-def threadsafe(health: Health) -> Callable[[str, str], Answer]:
+def threadsafe(health: Health) -> Callable[[Request], Answer]:
     """Return how another thread than the loop's may ask for a worker's health; to be called on the loop."""
     loop = asyncio.get_running_loop()
 
-    def answer(method: str, path: str) -> Answer:
-        if method == "GET":
-            return health.answer(method, path, local=True)
-        return on_loop(loop, lambda: health.answer(method, path, local=True))
+    def answer(asked: Request) -> Answer:
+        if asked.method == "GET":
+            return health.answer(asked)
+        return on_loop(loop, lambda: health.answer(asked))
 
     return answer
 

@@ -1,10 +1,4 @@
-"""Whole: what a supervisor answers of all its processes, on the one endpoint that an app has.
-
-GET  /livez          200 while the supervisor works
-GET  /readyz         200 while every process runs, answers, and has every handler consuming; a state for each
-GET  /metrics        the numbers of all processes
-POST /pause/NAME     passed on to the process that hosts the service or handler; /resume/NAME too
-"""
+"""Whole: what a supervisor answers of all its processes, on the one endpoint that an app has."""
 
 from __future__ import annotations
 
@@ -13,9 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
-from ..endpoint import Answer, Reply, Request, listening
+from ..endpoint import Answer, Reply, Request, listening, wanted
+from ..logs import logger
 from ..metrics import Metric, merged, text
 from .supervisor import Kept
 
@@ -29,20 +23,17 @@ class Whole:
 
     async def answer(self, asked: Request) -> Answer:
         """Return the answer to a request, however long a process takes for its own."""
-        match (asked.method, asked.path.partition("?")[0].strip("/").split("/")):
-            case ("GET", ["livez"]):
+        match wanted(asked):
+            case ("livez", _):
                 return Answer(200, "ok")
-            case ("GET", ["readyz"]):
+            case ("readyz", _):
                 return await self.ready()
-            case ("GET", ["metrics"]):
+            case ("metrics", _):
                 return await self.metrics()
-            case ("POST", ["pause" | "resume" as verb, name]):
-                return await self._hold(verb, unquote(name), asked)
-            case (_, ["livez" | "readyz" | "metrics"]):
-                return Answer(405, f"{asked.method} is not answered here: GET {asked.path}")
-            case (_, ["pause" | "resume", _]):
-                return Answer(405, f"{asked.method} is not answered here: POST {asked.path}")
-        return Answer(404, "there are GET /livez, /readyz and /metrics, POST /pause/NAME and /resume/NAME")
+            case (_, name):
+                return await self._hold(name, asked)
+            case Answer() as answer:
+                return answer
 
     async def ready(self) -> Answer:
         """Return the state of each process and of each handler."""
@@ -92,9 +83,7 @@ class Whole:
             asked = [tasks.create_task(ask(kept)) for kept in self.kept]
         return [task.result() for task in asked]
 
-    async def _hold(self, verb: str, name: str, asked: Request) -> Answer:
-        if not asked.local:
-            return Answer(403, f"{verb} is for requests of this machine alone, not through a proxy or a browser")
+    async def _hold(self, name: str, asked: Request) -> Answer:
         for kept in self.kept:
             if name in kept.services or name in kept.handlers:
                 answer = None if kept.child is None else await kept.child.ask("POST", asked.path)
@@ -123,7 +112,11 @@ async def answering(whole: Whole, http: str) -> AsyncIterator[int | None]:
     """Answer for all processes at `http` meanwhile; "" serves nothing. Yields the port; raises as `listening` does."""
 
     async def give(asked: Request, reply: Reply) -> None:
-        reply(await whole.answer(asked))
+        try:
+            reply(await whole.answer(asked))
+        except Exception:
+            # whoever asks must not end all processes
+            logger().exception("not answered", method=asked.method, path=asked.path)
 
     async with asyncio.TaskGroup() as tasks:
 

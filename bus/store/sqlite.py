@@ -47,6 +47,12 @@ DELETE FROM tidegate_completions WHERE key IN
 """
 LOOK: Final = "SELECT 1 FROM tidegate_completions WHERE key = ? AND at > ?"
 
+FIRST: Final = "another run of this message was completed first"
+OVER: Final = (
+    "the transaction is over: it ends when its handler returns, or with a statement that ends it (COMMIT, ROLLBACK, a "
+    "full disk); Tidegate commits it"
+)
+
 
 class StoreError(TidegateError):
     """A store's file cannot be used as it was, or a transaction was used as none can be."""
@@ -99,7 +105,7 @@ class SqliteStore:
 
 
 class Line:
-    """One connection, used by one thread: what is asked for is done in its order, also when the asker is gone.
+    """One connection, used by one thread: what is asked for is done in its order, also when whoever asked is gone.
 
     Without a thread it is done at once, so that a test's steps come in the same order each time.
     """
@@ -148,7 +154,7 @@ class Line:
                 connection.execute("PRAGMA journal_mode = WAL")
                 # FULL: what was recorded is acked at the broker, so it must survive the power's loss too
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self._thread else 'OFF'}")
-                connection.executescript(f"BEGIN IMMEDIATE;{TABLE}{self._store.schema};COMMIT")
+                connection.executescript(f"BEGIN IMMEDIATE;{TABLE}{self._store.schema}\n;COMMIT")
                 connection.execute("PRAGMA busy_timeout = 0")
             except BaseException:
                 connection.close()
@@ -168,32 +174,45 @@ class Line:
             ) from error
 
     async def roll_back(self) -> None:
-        """Roll back, if there is anything to; this is asked for before any wait."""
+        """Interrupt what runs, and roll back, if there is anything to; this is asked for before any wait."""
 
         def rolled_back() -> None:
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
+        self._interrupt()
         await self._run(rolled_back)
 
     async def close(self) -> None:
-        """Close the connection behind all that was asked for; what is not committed is rolled back."""
+        """Interrupt what runs, and close the connection; what is not committed is rolled back."""
 
         def closed() -> None:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
+        self._interrupt()
         try:
             await self._run(closed)
         finally:
             if self._thread is not None:
                 self._thread.shutdown(wait=False)
 
+    def _interrupt(self) -> None:
+        """End the statement that runs, as nothing is to come of it: it may take longer than anyone waits."""
+        if self._thread is not None and self._connection is not None:
+            self._connection.interrupt()
+
     async def _run(self, work: Callable[[], T]) -> T:
         if self._thread is None:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        # shielded, as to cancel it would take it out of the order
+        done = asyncio.wrap_future(self._thread.submit(work))
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            done.add_done_callback(lambda done: done.exception())  # nobody else looks at it
+            raise
 
 
 class OpenSqliteStore:
@@ -284,16 +303,19 @@ class SqliteTransaction:
     async def commit(self) -> None:
         """Commit what was written and the completion; raises AlreadyCompleted where another run was first."""
         if self._completed_before:
-            raise AlreadyCompleted("another run of this message was completed first")
+            raise AlreadyCompleted(FIRST)
         if not self.used:
-            self._over = True
+            # a statement that its handler waits for no more may be about to begin
+            await self.rollback()
             if self._key is not None:
                 await self._store.record(self._key)
             return
-        _, old = self._store.bounds()
+        now, old = self._store.bounds()
 
         def work(connection: sqlite3.Connection) -> None:
             self._require(connection)
+            if self._key is not None:
+                connection.execute(RECORD, (self._key, now, old))
             connection.execute(FORGET, (old, FORGOTTEN_AT_ONCE))
             connection.execute("COMMIT")
 
@@ -302,14 +324,13 @@ class SqliteTransaction:
 
     async def rollback(self) -> None:
         """Undo what was written, if it was not committed."""
-        if not self._holds:
-            self._over = True
-            return
-        try:
-            # whoever has the turn next comes behind it
-            await self._store.writing.roll_back()
-        finally:
-            self._end()
+        self._over = True
+        if self._holds:
+            try:
+                # whoever has the turn next comes behind it
+                await self._store.writing.roll_back()
+            finally:
+                self._end()
 
     def _end(self) -> None:
         self._over = True
@@ -319,27 +340,30 @@ class SqliteTransaction:
 
     def _require(self, connection: sqlite3.Connection) -> None:
         if self._over or not connection.in_transaction:
-            raise StoreError(
-                "the transaction is over: it ends when its handler returns, or with a statement that ends it "
-                "(COMMIT, ROLLBACK, a full disk); Tidegate commits it"
-            )
+            raise StoreError(OVER)
 
     async def _begin(self) -> None:
         async with self._beginning:
+            if not self._holds and not self._over:
+                await self._store.turn.acquire()
+                self._holds = True
+                if self._over:  # rolled back while this waited for its turn
+                    self._end()
             if self._over:
-                raise StoreError("the transaction is over: it ends when its handler returns")
-            if self._holds:
-                return
-            self.used = True
-            await self._store.turn.acquire()
-            self._holds = True
-            now, old = self._store.bounds()
-
-            def work(connection: sqlite3.Connection) -> bool:
-                connection.execute("BEGIN IMMEDIATE")
-                return self._key is None or connection.execute(RECORD, (self._key, now, old)).rowcount == 1
-
-            if not await self._store.writing.do_when_free(work):
-                self._completed_before = True
+                raise StoreError(OVER)
+            if not self.used:
+                await self._store.writing.do_when_free(self._begun)
+            if self._completed_before:
                 await self.rollback()
-                raise AlreadyCompleted("another run of this message was completed first")
+                raise AlreadyCompleted(FIRST)
+
+    def _begun(self, connection: sqlite3.Connection) -> None:
+        # on the connection's thread, so that it is known also where nobody waits for it any more
+        if self._over:
+            raise StoreError(OVER)
+        connection.execute("BEGIN IMMEDIATE")
+        self.used = True
+        _, old = self._store.bounds()
+        self._completed_before = (
+            self._key is not None and connection.execute(LOOK, (self._key, old)).fetchone() is not None
+        )

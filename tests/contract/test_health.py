@@ -23,7 +23,7 @@ async def becomes(hosted: Hosted, status: int) -> None:
     async with asyncio.timeout(WITHIN):
         while hosted.health.ready().status != status:
             await asyncio.sleep(0.02)
-    assert hosted.health.answer("GET", "/livez", local=True).status == 200
+    assert hosted.health.answer(Request("GET", "/livez", local=True)).status == 200
 
 
 def pair(log: Log[int], other: Log[int]) -> Service:
@@ -57,7 +57,7 @@ async def test_l4_a_paused_handler_is_named_and_ready_and_its_backlog_is_for_rep
     replica: Log[int] = Log()
     async with stage.hosting(pair(log, other)) as hosted:
         await becomes(hosted, 200)
-        assert hosted.health.answer("POST", "/pause/shop.work", local=True).status == 200
+        assert hosted.health.answer(Request("POST", "/pause/shop.work", local=True)).status == 200
         await becomes(hosted, 200)
         assert states(hosted) == {"shop.work": "paused", "shop.note": "consuming"}
         await stage.bus.publish(*(Placed(number=number) for number in range(9)), Shipped(number=1))
@@ -68,7 +68,7 @@ async def test_l4_a_paused_handler_is_named_and_ready_and_its_backlog_is_for_rep
         assert log == []
         async with stage.hosting(pair(replica, Log())):
             await replica.holds(lambda seen: set(seen) == set(range(9)), "the backlog, in the replica")
-        assert hosted.health.answer("POST", "/resume/shop", local=True).status == 200
+        assert hosted.health.answer(Request("POST", "/resume/shop", local=True)).status == 200
         await stage.bus.publish(Placed(number=10))
         await log.reaches(1)
         assert states(hosted)["shop.work"] == "consuming"

@@ -130,15 +130,16 @@ async def test_a_dead_letter_never_completed_so_its_replay_runs_and_another_repl
     assert refunds(store) == [1]
 
 
+class Lossy(Played):
+    """Completes what is acked, unless it loses its connection where the commit would be."""
+
+    async def settle(self, outcome: Outcome) -> None:
+        await super().settle(outcome)
+        if isinstance(outcome, Ack) and outcome.complete is not None:
+            await outcome.complete()
+
+
 async def test_a_delivery_that_is_lost_before_the_commit_is_run_again_when_it_comes_again(store: SqliteStore) -> None:
-    class Lossy(Played):
-        """Loses its connection where the commit would be."""
-
-        async def settle(self, outcome: Outcome) -> None:
-            await super().settle(outcome)
-            if isinstance(outcome, Ack) and outcome.complete is not None:
-                await outcome.complete()
-
     service = refunding(store)
     async with store.opened() as opened:
         run = process(service, store=opened, transaction_type=SqliteTransaction)
@@ -148,6 +149,24 @@ async def test_a_delivery_that_is_lost_before_the_commit_is_run_again_when_it_co
         assert refunds(store) == []
         assert await run(again) == Ack(again.settled[0].publish)  # type: ignore[union-attr]
         assert await run(late) == Ack()
+    assert refunds(store) == [1]
+
+
+async def test_a_delivery_whose_ack_is_cancelled_before_the_commit_is_run_again_when_it_comes_again(
+    store: SqliteStore,
+) -> None:
+    class Unconfirmed(Played):
+        async def settle(self, outcome: Outcome) -> None:
+            await asyncio.Event().wait()
+
+    async with store.opened() as opened:
+        run = process(refunding(store), store=opened, transaction_type=SqliteTransaction)
+        settling = asyncio.ensure_future(run(Unconfirmed(b'{"number": 1}')))
+        await asyncio.sleep(0.1)
+        settling.cancel()
+        await asyncio.wait([settling])
+        assert refunds(store) == []
+        await run(Lossy(b'{"number": 1}', redelivered=1))
     assert refunds(store) == [1]
 
 

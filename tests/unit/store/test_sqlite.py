@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bus import ConfigurationError, SqliteStore
-from bus.lots import Lots
 from bus.store import sqlite
 
 
@@ -36,43 +35,6 @@ async def test_many_completions_are_committed_together(tmp_path: Path) -> None:
     assert commits <= 2
 
 
-async def test_who_is_cancelled_takes_nobody_along() -> None:
-    begun, go, done = asyncio.Event(), asyncio.Event(), []
-
-    async def work(items: object) -> list[int]:
-        begun.set()
-        await go.wait()
-        done.append(items)
-        return [10 * item for item in items]  # type: ignore[attr-defined]
-
-    lots: Lots[int, int] = Lots(work, asyncio.Lock())
-    async with asyncio.TaskGroup() as tasks:
-        first, second, third = [tasks.create_task(lots(number)) for number in (1, 2, 3)]
-        await begun.wait()
-        first.cancel()
-        await asyncio.wait([first])
-        second.cancel()
-        await asyncio.wait([second])
-        go.set()
-        assert await third == 30
-    assert done == [[3]]
-
-
-async def test_a_lot_that_fails_fails_for_each_and_the_next_goes_on() -> None:
-    failing = True
-
-    async def work(items: object) -> list[int]:
-        await asyncio.sleep(0)
-        if failing:
-            raise OSError("no")
-        return list(items)  # type: ignore[call-overload, no-any-return]
-
-    lots: Lots[int, int] = Lots(work, asyncio.Lock())
-    assert all(isinstance(r, OSError) for r in await asyncio.gather(lots(1), lots(2), return_exceptions=True))
-    failing = False
-    assert await lots(3) == 3
-
-
 async def test_a_transaction_waits_for_another_and_sees_what_that_wrote(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "a.db", schema="CREATE TABLE IF NOT EXISTS stock (n INTEGER)")
     async with store.opened() as one, store.opened() as other:
@@ -94,23 +56,6 @@ async def test_a_transaction_waits_for_another_and_sees_what_that_wrote(tmp_path
     assert sorted(took) == [False, False, True, True, True]
 
 
-async def test_whoever_gives_up_a_transaction_leaves_no_lock(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "a.db").opened() as store:
-        holder = store.transaction("a")
-        await holder.execute("SELECT 1")
-        waiting = store.transaction("b")
-        task = asyncio.ensure_future(waiting.execute("SELECT 1"))
-        recording = asyncio.ensure_future(store.transaction("c").commit())
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        await waiting.rollback()
-        await holder.rollback()
-        async with asyncio.timeout(20):
-            await recording
-        assert [await store.completed(key) for key in "abc"] == [False, False, True]
-
-
 async def test_a_file_that_another_process_locks_is_waited_for_and_then_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +74,13 @@ async def test_a_file_that_another_process_locks_is_waited_for_and_then_given_up
         other.execute("COMMIT")
         await store.transaction("a").commit()
         other.close()
+
+
+async def test_a_schema_may_end_in_a_comment(tmp_path: Path) -> None:
+    schema = "CREATE TABLE IF NOT EXISTS effects (what TEXT) -- of handlers"
+    async with SqliteStore(tmp_path / "a.db", schema=schema).opened() as store:
+        await store.transaction("a").commit()
+        assert await store.completed("a")
 
 
 async def test_a_full_disk_fails_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
@@ -152,6 +104,7 @@ async def test_a_statement_that_ends_the_transaction_fails_the_run(tmp_path: Pat
             with pytest.raises(sqlite.StoreError, match="over"):
                 await use
         await transaction.rollback()
+        assert not await store.completed("a")
         late = store.transaction("b")
         await late.rollback()
         with pytest.raises(sqlite.StoreError, match="over"):
