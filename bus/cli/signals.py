@@ -21,7 +21,9 @@ def stop_on_signals(stop: asyncio.Event, log: Any, who: str, at_once: Callable[[
     signals = 0
 
     def begin() -> None:
-        log.info(f"{who} stopping", told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
+        log.info(
+            f"{who} stopping", told="what runs may finish" + ("; a second signal stops at once" if at_once else "")
+        )
         stop.set()
 
     def signalled(_: int, __: FrameType | None) -> None:
