@@ -40,7 +40,7 @@ def supervise(settings: Settings, chosen: Sequence[str], groups: Sequence[str]) 
     async def work() -> int:
         nonlocal supervisor
         stop = asyncio.Event()
-        stop_on_signals(stop, log, "supervisor", kill)
+        stop_on_signals(stop, log, "supervisor stopping", kill)
         known = await handlers(command, stop)
         if isinstance(known, int):
             return 0 if stop.is_set() else known

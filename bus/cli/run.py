@@ -111,7 +111,7 @@ async def _work(
     from ..health import Health
 
     stop, log = asyncio.Event(), logs.logger()
-    stop_on_signals(stop, log, "worker", at_once)
+    stop_on_signals(stop, log, "worker stopping", at_once)
     names = [each.name for each in hosted]
     async with client.transport(settings) as transport:
         log.info("worker starting", services=names)

@@ -12,18 +12,17 @@ from typing import Any
 from .errors import INTERRUPTED
 
 
-def stop_on_signals(stop: asyncio.Event, log: Any, who: str, at_once: Callable[[], None] | None) -> None:
-    """Set `stop` at the first signal; at the second do what is wanted `at_once`, and leave; also of a blocked loop.
+def stop_on_signals(stop: asyncio.Event, log: Any, told: str, at_once: Callable[[], None] | None) -> None:
+    """Set `stop` at the first signal, which is told; at the second do what is wanted `at_once`, and leave.
 
-    With None all signals are one: a process of a supervisor may get its own and that of whoever stops them all.
+    That works with a blocked loop too. With None all signals are one: a process that has a supervisor may get its
+    signal and that of whoever stops them all.
     """
     loop = asyncio.get_running_loop()
     signals = 0
 
     def begin() -> None:
-        log.info(
-            f"{who} stopping", told="what runs may finish" + ("; a second signal stops at once" if at_once else "")
-        )
+        log.info(told, told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
         stop.set()
 
     def signalled(_: int, __: FrameType | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import aio_pika
 
 from bus import Message, Queue, Service
+from bus.endpoint import Request
 from tests.broker.proxy import Proxy
 
 from .stage import WITHIN, Hosted, Log, Placed, Shipped, Stage, staged

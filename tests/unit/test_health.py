@@ -261,6 +261,15 @@ async def test_every_other_request_is_told_what_there_is(method: str, path: str,
     assert answer.status_code == status
 
 
+async def test_who_asks_for_the_head_alone_gets_no_body() -> None:
+    async with running(inventory()) as worker:
+        answer = await worker.sends(b"HEAD /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"content-length: 3" in head
+    assert body == b""
+
+
 @pytest.mark.parametrize(
     ("parts", "status"),
     [

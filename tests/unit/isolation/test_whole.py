@@ -9,7 +9,8 @@ import pytest
 
 from bus.endpoint import Answer, Request
 from bus.isolation.supervisor import Kept
-from bus.isolation.whole import Whole
+from bus.isolation.whole import Whole, answering
+from tests.unit.test_health import free_port
 
 
 class Told:
@@ -122,3 +123,22 @@ async def test_its_numbers_are_those_of_every_process_and_of_their_lives() -> No
     assert 'tidegate_process_up{process="kitchen"} 1' in lines
     assert 'tidegate_process_up{process="bar"} 0' in lines
     assert 'tidegate_process_restarts_total{process="bar"} 3' in lines
+
+
+async def test_a_question_that_cannot_be_answered_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Told):
+        async def ask(self, method: str, path: str) -> Answer | None:
+            raise ZeroDivisionError
+
+    async with answering(whole(Broken(None)), f"127.0.0.1:{free_port()}") as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")
+        await writer.drain()
+        async with asyncio.timeout(20):
+            while "not answered" not in caplog.text:
+                await asyncio.sleep(0.01)
+        reader, other = await asyncio.open_connection("127.0.0.1", port)
+        other.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        for each in (writer, other):
+            each.close()

@@ -1,0 +1,85 @@
+"""Processes as their supervisor sees them, whatever they do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from bus.isolation.child import Child, spawned
+from bus.isolation.supervisor import Supervisor
+
+
+WITHIN = 20
+TORN = """
+import os, sys
+os.write(int(sys.argv[-1].rpartition("=")[2]), b'{"id": 1, "stat')
+os._exit(3)
+"""
+BABBLING = """
+import os, sys, time
+os.write(int(sys.argv[-1].rpartition("=")[2]), b'no JSON\\n')
+time.sleep(60)
+"""
+STEADY = """
+import asyncio, sys
+from bus import logs
+from bus.cli.signals import stop_on_signals
+from bus.isolation.supervised import Supervised
+
+async def work():
+    stop = asyncio.Event()
+    stop_on_signals(stop, logs.logger(), "worker stopping", None)
+    Supervised("steady", int(sys.argv[-1].rpartition("=")[2]), 5).tell(started=1)
+    await stop.wait()
+    await asyncio.sleep(0.5)  # drains
+
+asyncio.run(work())
+"""
+PROGRAMS = {"torn": TORN, "babbling": BABBLING, "steady": STEADY}
+
+
+def start(name: str, _: object) -> AbstractAsyncContextManager[Child]:
+    return spawned(name, [sys.executable, "-c", PROGRAMS[name]])
+
+
+async def running(supervisor: Supervisor, name: str) -> int:
+    """Wait until a process has started, and return its id."""
+    (kept,) = [kept for kept in supervisor.kept if kept.name == name]
+    async with asyncio.timeout(WITHIN):
+        while not isinstance(kept.child, Child) or "started" not in kept.child.told:
+            await asyncio.sleep(0.02)
+    return kept.child.pid
+
+
+@pytest.mark.parametrize("sick", ["torn", "babbling"])
+async def test_what_a_process_tells_harms_no_other(sick: str) -> None:
+    supervisor = Supervisor({sick: {sick: []}, "steady": {"steady": []}}, start, grace=0, tell=print)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        keeping = tasks.create_task(supervisor.run(stop))
+        steady = await running(supervisor, "steady")
+        if sick == "torn":
+            async with asyncio.timeout(WITHIN):
+                while not supervisor.kept[0].restarts:
+                    await asyncio.sleep(0.02)
+        assert not keeping.done()
+        assert await running(supervisor, "steady") == steady
+        stop.set()
+    assert supervisor.kept[1].restarts == 0
+
+
+async def test_a_process_drains_that_is_told_to_stop_by_its_supervisor_and_by_whoever_stops_them_all() -> None:
+    supervisor = Supervisor({"steady": {"steady": []}}, start, grace=WITHIN, tell=print)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        keeping = tasks.create_task(supervisor.run(stop))
+        pid = await running(supervisor, "steady")
+        stop.set()
+        await asyncio.sleep(0.1)
+        os.kill(pid, signal.SIGTERM)
+    assert keeping.result() == 0
