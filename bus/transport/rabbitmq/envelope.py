@@ -7,7 +7,7 @@ clients look for. Structured mode, and messages that say nothing of themselves, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -237,27 +237,48 @@ def deliveries_before(method: bytes, raw: bytes) -> int:
 
 
 def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
-    """Return the CloudEvents attributes, extensions by their bare names, and the application's own headers."""
+    """Return the CloudEvents attributes, extensions by their bare names, and the application's own headers.
+
+    Of several names for one thing the same one counts whatever their order: RabbitMQ 3.10 hands the headers of what it
+    has dead-lettered, as a delay does, out in another one.
+    """
     attributes: dict[str, Any] = {}
     application: dict[str, str] = {}
     extensions: dict[str, str] = {}
     for name, value in headers.items():
         if (attribute := ATTRIBUTES.get(name)) is not None:
-            if not isinstance(value, Decimal):  # copies have none of that kind
+            if _is_kept(value) and not (attribute in attributes and _yields(name, attribute, headers, _is_kept)):
                 attributes[attribute] = value
             continue
         if name.startswith(ORIGINAL_PREFIX):
             # what a copy moved aside has its own name again, as the first delivery had it; what still has it counts
             name = name[len(ORIGINAL_PREFIX) :]  # noqa: PLW2901
-            if name in MOVED_PROPERTIES or name in application:
+            if name in MOVED_PROPERTIES or name in application or name.startswith(NOT_APPLICATION):
                 continue
         if name.startswith(NOT_APPLICATION):
-            # of several names for one, those count whose values every copy keeps in its place
             if (found := EXTENSION.fullmatch(name)) is not None and (text := _text(value)) is not None:
-                extensions[found[1]] = text
+                bare = found[1]
+                if not (bare in extensions and _yields(name, bare, headers, _text)):
+                    extensions[bare] = text
         elif (text := value if isinstance(value, str) else _text(value)) is not None:
             application[name] = text
     return attributes, extensions, application
+
+
+def _is_kept(value: Any) -> bool:
+    """Tell whether copies keep a value of an attribute."""
+    return not isinstance(value, Decimal)
+
+
+def _yields(name: str, bare: str, headers: Mapping[str, Any], usable: Callable[[Any], object]) -> bool:
+    """Tell whether a header by an earlier prefix says what this one does."""
+    for prefix in CLOUDEVENTS_PREFIXES:
+        earlier = prefix + bare
+        if earlier == name:
+            return False
+        if earlier in headers and usable(headers[earlier]):
+            return True
+    return False
 
 
 def _extensions(attributes: Mapping[str, Any]) -> dict[str, str]:
