@@ -161,8 +161,10 @@ class Feed:
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 scratch = await channel.link.channel()
-                await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
-                scratch.leave()
+                try:
+                    await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
+                finally:
+                    scratch.leave()
         except ChannelClosed as error:
             return error.code != 404
         except TimeoutError:

@@ -10,12 +10,14 @@ lot is believed to be stored. 4.0 has mended it.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ...errors import Fate, PublishError
 from ...lots import Lots
 from .channel import Parcel
 from .publisher import Publisher
+from .wire import Malformed
 
 
 class Entrance:
@@ -34,11 +36,18 @@ class Entrance:
 
     async def _stored(self, asked: Sequence[Sequence[Parcel]]) -> Sequence[PublishError | None]:
         failed: dict[str, PublishError] = {}
-        for lot in _without_twins(parcel for parcels in asked for parcel in parcels):
+        lots = deque(_without_twins(parcel for parcels in asked for parcel in parcels))
+        while lots:
+            lot = lots.popleft()
             try:
                 await self._publisher.publish(lot)
             except PublishError as error:
-                self._publisher.renew()
+                malformed = isinstance(error.__cause__, Malformed)
+                if malformed and len(lot) > 1:
+                    lots.extendleft([parcel] for parcel in reversed(lot))  # only one of them may be it
+                    continue
+                if not malformed:
+                    self._publisher.renew()
                 failed |= {id: error for id, fate in error.fates.items() if fate is not Fate.STORED}
             except BaseException:
                 self._publisher.renew()

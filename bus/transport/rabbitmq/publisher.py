@@ -95,9 +95,10 @@ class Publisher:
                 self._left, looks = channel.link.address, 0
                 self._give_up(channel.link, SILENT)
 
-    def _tell_of_the_left(self) -> None:
+    def _confirmed_by(self, address: Address) -> None:
+        """Tell of the host that was left for silence, where another confirms; the same one is not cut off any more."""
         left, self._left = self._left, None
-        if left is not None:
+        if left not in (None, address):
             self._cut_off(left, SILENT)
 
     async def _ask(self, link: Link) -> bool:
@@ -154,6 +155,8 @@ class Publisher:
         if channel is not None and channel.error is None and channel.link.open_for_writing:
             told = await self._send(channel, parcels, deadline).future
             if told.count(Fate.STORED) == len(told):
+                if self._left is not None:
+                    self._confirmed_by(channel.link.address)
                 return
             await self._insist(parcels, deadline, channel, told)
         else:
@@ -181,8 +184,8 @@ class Publisher:
                     await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
                     continue
                 told = await self._send(channel, left, deadline).future
-                if self._left not in (None, channel.link.address) and Fate.STORED in told:
-                    self._tell_of_the_left()
+                if Fate.STORED in told:
+                    self._confirmed_by(channel.link.address)
             if self._whole and Fate.UNKNOWN in told:
                 told = [Fate.UNKNOWN] * len(told)
             if isinstance(channel.error, ChannelClosed):

@@ -12,19 +12,17 @@ class Silence:
     """Counts the looks in a row between which the broker told nothing, though somebody waited."""
 
     def __init__(self) -> None:
-        self._waited: list[Batch] = []
-        self._sent: list[Batch] = []
+        self._sent: dict[int, tuple[Batch, int]] = {}
 
     def look(self, sent: Sequence[Batch], looks: int) -> int:
         """Return how many looks it is silent for now, given how many it was; `sent` is what was published of late."""
-        known = {id(batch) for batch in self._sent}
-        fresh = [batch for batch in sent if id(batch) not in known]
-        told = any(map(_told, self._waited)) or any(map(_told, fresh))
-        silent = looks + 1 if self._waited and not told else 0
-        self._sent, self._waited = list(sent), [batch for batch in sent if not _told(batch)]
-        return silent
+        before, self._sent = self._sent, {id(batch): (batch, _told(batch)) for batch in sent}
+        told = any(_told(batch) > known for batch, known in before.values())
+        told = told or any(known for key, (_, known) in self._sent.items() if key not in before)
+        waited = any(known < len(batch.fates) for batch, known in before.values())
+        return looks + 1 if waited and not told else 0
 
 
-def _told(batch: Batch) -> bool:
+def _told(batch: Batch) -> int:
     # what is over without a fate has its time behind it, which tells nothing of the broker
-    return batch.future.done() and any(fate is not Fate.UNKNOWN for fate in batch.fates)
+    return len(batch.fates) - batch.fates.count(Fate.UNKNOWN)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from pamqp import commands
 
-from bus import BusUnavailable, Fate, Unroutable
+from bus import BusUnavailable, Fate, PublishRefused, Unroutable
 from bus.transport.rabbitmq.entrance import Entrance
 
 from .peer import Peer, open_channel, parcel, published, publishing, returned
@@ -116,3 +116,18 @@ async def test_each_is_told_its_own_fate() -> None:
         await asyncio.gather(waits, wanted)
         with pytest.raises(Unroutable):
             await unwanted
+
+
+async def test_a_letter_that_fits_into_no_frame_takes_no_other_along() -> None:
+    async with entrance(60) as (letters, peer):
+        waits = storing(letters, "0")
+        channel = await open_channel(peer)
+        await published(peer)
+        good = [storing(letters, "1"), storing(letters, "2")]
+        too_long = asyncio.ensure_future(letters.store([parcel("3", properties=b"x" * 200_000)]))
+        await asyncio.sleep(0)
+        peer.send(commands.Basic.Ack(1), channel)
+        await confirmed(peer, (2, 3), channel)
+        await asyncio.gather(waits, *good)
+        with pytest.raises(PublishRefused, match="do not fit into a frame"):
+            await too_long

@@ -55,3 +55,13 @@ async def test_a_confirm_of_what_waited_ends_it() -> None:
     assert looks == 1
     first.one(0, Fate.STORED)
     assert silence.look([], looks) == 0
+
+
+async def test_a_big_batch_that_is_being_confirmed_is_no_silence() -> None:
+    silence, big, looks = Silence(), Batch(100, asyncio.get_running_loop().create_future()), 0
+    for number in range(5):
+        looks = silence.look([big], looks)
+        assert looks == 0
+        big.one(number, Fate.STORED)
+    looks = silence.look([big], looks)
+    assert silence.look([big], looks) == 1
