@@ -247,7 +247,9 @@ def _sorted(headers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str],
     extensions: dict[str, str] = {}
     for name, value in headers.items():
         if (attribute := ATTRIBUTES.get(name)) is not None:
-            if _is_kept(value) and not (attribute in attributes and _yields(name, attribute, headers, _is_kept)):
+            if not isinstance(value, Decimal) and not (
+                attribute in attributes and _yields(name, attribute, headers, _is_kept)
+            ):
                 attributes[attribute] = value
             continue
         if name.startswith(ORIGINAL_PREFIX):
