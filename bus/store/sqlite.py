@@ -337,6 +337,8 @@ class SqliteTransaction:
 
         def work(connection: sqlite3.Connection) -> None:
             self._require(connection)
+            if self._completed_before:  # found by a statement that its handler did not wait for
+                raise AlreadyCompleted(FIRST)
             if self._key is not None:
                 connection.execute(RECORD, (self._key, now, old))
             connection.execute(FORGET, (old, FORGOTTEN_AT_ONCE))

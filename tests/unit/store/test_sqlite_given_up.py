@@ -15,6 +15,7 @@ from bus.store import sqlite
 SCHEMA = "CREATE TABLE IF NOT EXISTS effects (what TEXT)"
 WRITE = "INSERT INTO effects VALUES ('it')"
 ENDLESS = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT max(i) FROM c"
+LONG = ENDLESS.replace("FROM c)", "FROM c WHERE i < 500000)")
 WITHIN = 20
 
 
@@ -112,7 +113,11 @@ async def test_a_store_closes_though_a_statement_runs_for_ever(tmp_path: Path) -
             await asyncio.wait_for(store.transaction("a").execute(ENDLESS), 0.05)
 
 
-async def test_what_was_found_completed_stays_so_for_a_run_that_did_not_wait_for_it(tmp_path: Path) -> None:
+async def test_what_was_found_completed_stays_so_for_a_run_that_did_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it is found while the commit waits already
+    monkeypatch.setattr(sqlite, "LOOK", f"{sqlite.LOOK} AND ({LONG}) > 0")
     async with SqliteStore(tmp_path / "a.db", schema=SCHEMA).opened() as store:
         await store.transaction("a").commit()
         again = store.transaction("a")
