@@ -68,7 +68,7 @@ def _listed(asked: Iterable[Key]) -> str:
 
 def _wrong_value(key: Key, value: Any) -> str:
     if key is Store:
-        return "" if is_store(value) else f'{value!r} is no store: resources={{Store: SqliteStore(":memory:")}}'
+        return "" if is_store(value) else f'{value!r} is no store; write resources={{Store: SqliteStore(":memory:")}}'
     if not isinstance(key, type) or _is_one(key, value):
         return ""
     if isinstance(value, type):

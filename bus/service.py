@@ -164,7 +164,9 @@ class Service:
         self.concurrency = _concurrency(f"service {name!r}", concurrency)
         self.middleware = tuple(middleware)
         if store is not None and not is_store(store):
-            raise ConfigurationError(f'service {name!r}: store={store!r} is no store: store=SqliteStore("{name}.db")')
+            raise ConfigurationError(
+                f'service {name!r}: store={store!r} is no store; write store=SqliteStore("{name}.db")'
+            )
         self.store = store
         self.handlers: list[Handler] = []
         self.resources: list[Resource] = []

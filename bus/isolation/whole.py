@@ -95,13 +95,13 @@ class Whole:
         return Answer(404, f"there is no process, service or handler {name!r}; there are {', '.join(known)}")
 
     async def _hold_all(self, kept: Kept, asked: Request) -> Answer:
-        """Pause or resume every service of a process; the first that cannot be is answered."""
+        """Pause or resume every service of a process; the answer is that of the first that cannot be."""
         verb = asked.path.strip("/").partition("/")[0]
         for service in kept.services:
             answer = await self._hold(service, replace(asked, path=f"/{verb}/{service}"))
             if answer.status != 200:
                 return answer
-        return answer
+        return Answer(200, f"{verb}d {', '.join(kept.services)}")
 
 
 def _state(kept: Kept, *, answered: bool) -> str:

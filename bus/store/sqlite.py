@@ -118,7 +118,7 @@ def _seconds(keep: Seconds, place: str) -> float:
         kept = timedelta()
     if kept <= timedelta():
         raise ConfigurationError(
-            f"{place}: keep={keep!r}: it must be above 0, in seconds or a timedelta: keep=timedelta(days=7)"
+            f"{place}: keep={keep!r}: it must be above 0, in seconds or a timedelta, such as timedelta(days=7)"
         )
     return kept.total_seconds()
 

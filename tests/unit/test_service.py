@@ -116,7 +116,7 @@ def test_an_option_of_another_type_is_refused_with_its_place(options: dict[str, 
 @pytest.mark.parametrize("store", ["a.db", Path("a.db"), SqliteStore, object()])
 def test_a_store_that_is_none_is_refused(store: Any) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"service 'shop': store=.* is no store: store=SqliteStore\(\"shop\.db"
+        ConfigurationError, match=r"service 'shop': store=.* is no store; write store=SqliteStore\(\"shop\.db"
     ):
         Service("shop", store=store)
 
