@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from . import client, discovery
 from . import settings as environment
 from .errors import ConfigurationError
 from .event import Events
+from .logs import logger
 from .middleware.logging import logging
 from .resources import Key
 from .service import Middleware, Service, check
@@ -20,6 +21,12 @@ from .settings import Settings
 from .transport import Transport
 from .watchdog import watching
 from .worker import Worker
+
+
+IN_MEMORY: Final = (
+    'SqliteStore(":memory:") is for tests: its completions, and all that handlers write there, are this process\'s own '
+    "and end with it, so what comes again after a restart, or to a replica, runs again. Give it a file"
+)
 
 
 class App:
@@ -93,6 +100,7 @@ class App:
 
         `provided` are resources by type that replace declared ones; `log` is told of settled outcomes instead.
         """
+        _warn_of_stores_in_memory(services, settings)
         return Worker(
             transport,
             services,
@@ -113,3 +121,14 @@ class App:
         from .cli import main
 
         main(self)
+
+
+def _warn_of_stores_in_memory(services: Sequence[Service], settings: Settings) -> None:
+    if settings.scheme in ("", "memory") or all(service.store is None for service in services):
+        return
+    # not above: only who has a store needs SQLite
+    from .store.sqlite import SqliteStore
+
+    names = [each.name for each in services if isinstance(each.store, SqliteStore) and not each.store.lasting]
+    if names:
+        logger().warning("store in memory", services=names, told=IN_MEMORY)

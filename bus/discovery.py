@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +58,7 @@ def _with_subclasses(cls: type[Event]) -> Iterator[type[Event]]:
 
 def _modules(package: str, setting: str) -> Iterator[ModuleType]:
     try:
-        root = importlib.import_module(package)
+        root = _module(package, setting)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{package}.".startswith(f"{error.name}."):
             raise
@@ -65,5 +66,18 @@ def _modules(package: str, setting: str) -> Iterator[ModuleType]:
             f"{setting}={package!r}: there is no such package; run the program from the folder that holds it"
         ) from error
     yield root
-    for info in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{package}."):
-        yield importlib.import_module(info.name)
+    for info in pkgutil.iter_modules(getattr(root, "__path__", ()), f"{package}."):
+        yield from _modules(info.name, setting)
+
+
+def _module(name: str, setting: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except SystemExit as error:
+        code = "" if error.code is None else repr(error.code)
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
+        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        raise ConfigurationError(
+            f"{setting}: the import of {name} ended the program with exit({code}){place}; what a module does only as a "
+            'program belongs under `if __name__ == "__main__":`'
+        ) from error

@@ -18,10 +18,12 @@ from .flow import Flow
 from .message import Message
 from .outcome import Outcome
 from .pace import Rate, rate
+from .provided import check as check_provided
+from .provided import remedy
 from .resources import Key, Per, Resource, where
 from .retry import Policy, exponential
 from .settings import check_name
-from .store import Store
+from .store import Store, is_store
 from .transport import Delivery, Subscription
 
 
@@ -147,7 +149,7 @@ class Service:
 
     At most `concurrency` (16) of its deliveries run at once in a worker. `middleware` wraps each of its handlers,
     the first outermost. `store` is where completions of its `idempotent` handlers are recorded. Raises
-    ConfigurationError for a name that queues cannot have.
+    ConfigurationError for a name that queues cannot have, and for a value that cannot be.
     """
 
     def __init__(
@@ -161,6 +163,10 @@ class Service:
         self.name = check_name("service", name)
         self.concurrency = _concurrency(f"service {name!r}", concurrency)
         self.middleware = tuple(middleware)
+        if store is not None and not is_store(store):
+            raise ConfigurationError(
+                f'service {name!r}: store={store!r} is no store; write store=SqliteStore("{name}.db")'
+            )
         self.store = store
         self.handlers: list[Handler] = []
         self.resources: list[Resource] = []
@@ -209,6 +215,9 @@ class Service:
 
 def check(services: Sequence[Service], provided: Mapping[Key, Any] | None = None) -> None:
     """Raise ConfigurationError, with a line for each problem, where services and handlers do not fit together."""
+    problems = check_provided(provided or {}, *_known(services))
+    if problems:
+        raise ConfigurationError(*problems)
     given = set(provided or ())
     problems = _twice("service", [(service.name, _place(service)) for service in services])
     for service in services:
@@ -219,8 +228,8 @@ def check(services: Sequence[Service], provided: Mapping[Key, Any] | None = None
         store = store_of(service, provided or {})
         problems += [problem for handler in service.handlers for problem in _stored(handler, store)]
         problems += [
-            f"{where(handler.function)}: nobody provides {resources.called(key)} for {name!r}; declare it with "
-            f"@{service.name}.resource"
+            f"{where(handler.function)}: nobody provides {resources.called(key)} for {name!r}; "
+            f"{remedy(service.name, key, store)}"
             for handler in service.handlers
             for name, key in handler.needs.items()
             if key not in known and (store is None or key is not store.transaction_type)
@@ -233,6 +242,16 @@ def store_of(service: Service, provided: Mapping[Key, Any]) -> Store | None:
     """Return the service's store, or the one that replaces it."""
     found: Store | None = provided.get(Store, service.store)
     return found
+
+
+def _known(services: Sequence[Service]) -> tuple[set[Key], set[Key]]:
+    """Return what the services declare or ask for, and the types of their stores' transactions."""
+    declared = [resource for service in services for resource in service.resources]
+    needs = [resource.needs for resource in declared]
+    needs += [handler.needs for service in services for handler in service.handlers]
+    asked = {key for each in needs for key in each.values()}
+    transactions = {service.store.transaction_type for service in services if service.store is not None}
+    return asked | {resource.key for resource in declared}, transactions
 
 
 def _stored(handler: Handler, store: Store | None) -> list[str]:
@@ -285,12 +304,9 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
     queues = tuple(source.name for source in sources if isinstance(source, Queue))
     if not sources or len(events) + len(patterns) + len(queues) != len(sources) or (events and patterns + queues):
         raise ConfigurationError(f"{place}: on() takes event classes, or topic patterns and Queue(…), but not both")
-    timeout, concurrency = options.get("timeout", DEFAULT_TIMEOUT), options.get("concurrency")
-    if timeout is None or not timedelta() < span(timeout) <= LONGEST_TIMEOUT:
-        raise ConfigurationError(
-            f"{place}: timeout={timeout}; it must be above 0 and at most 25 minutes, because a broker takes a message "
-            "back after 30. Split longer work into events."
-        )
+    concurrency, idempotent = options.get("concurrency"), options.get("idempotent", False)
+    if not isinstance(idempotent, bool):
+        raise ConfigurationError(f"{place}: idempotent={idempotent!r}; it is True or False")
     retry, ordered_by = options.get("retry") or exponential(), options.get("ordered_by")
     return Handler(
         service=service.name,
@@ -300,13 +316,13 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
         patterns=patterns,
         queues=queues,
         retry=retry,
-        timeout=span(timeout).total_seconds(),
+        timeout=_timeout(options.get("timeout", DEFAULT_TIMEOUT), place),
         concurrency=None if concurrency is None else _concurrency(place, concurrency),
         needs=_needs(function, place),
         rate=_rate(options.get("rate"), place),
         ordered_by=ordered_by,
         ordered_window=ordering.check(place, events, retry, ordered_by, options.get("ordered_window")),
-        idempotent=options.get("idempotent", False),
+        idempotent=idempotent,
     )
 
 
@@ -343,7 +359,20 @@ def _needs(function: Callable[..., Any], place: str) -> dict[str, Key]:
     return needs
 
 
+def _timeout(given: Seconds, place: str) -> float:
+    try:
+        timeout = span(given)
+    except (TypeError, ValueError, OverflowError):  # no number, or none of seconds
+        timeout = timedelta()
+    if not timedelta() < timeout <= LONGEST_TIMEOUT:
+        raise ConfigurationError(
+            f"{place}: timeout={given!r}; it must be above 0 and at most 25 minutes, because a broker takes a message "
+            "back after 30. Split longer work into events."
+        )
+    return timeout.total_seconds()
+
+
 def _concurrency(place: str, value: int) -> int:
-    if not 1 <= value <= 10_000:
-        raise ConfigurationError(f"{place}: concurrency={value}; it must be 1 to 10,000 deliveries at once")
+    if not isinstance(value, int) or not 1 <= value <= 10_000:
+        raise ConfigurationError(f"{place}: concurrency={value!r}; it must be 1 to 10,000 deliveries at once")
     return value

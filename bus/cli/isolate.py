@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 from .. import logs
 from ..errors import ConfigurationError
@@ -22,6 +23,9 @@ NO_BROKER = (
     "run --isolate needs a broker: the memory bus lives in one process, and the others would never hear of its "
     "messages. Set BUS_URL=amqp://…"
 )
+
+SUPERVISOR: Final = "supervisor"
+"""The process of log lines that are of no other."""
 
 
 def supervise(settings: Settings, chosen: Sequence[str], groups: Sequence[str]) -> int:
@@ -132,4 +136,13 @@ def compartments(known: Sequence[str], chosen: Sequence[str], groups: Sequence[s
         if service in processes:
             raise ConfigurationError(f"--group {service}=…: the service {service!r}, which is not in it, has that name")
         processes[service] = (service,)
+    return _told_apart(processes)
+
+
+def _told_apart(processes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    if SUPERVISOR in processes:
+        raise ConfigurationError(
+            f"no process may be called {SUPERVISOR!r}: log lines of the supervisor itself have that name; "
+            f"write --group NAME={','.join(processes[SUPERVISOR])} with another NAME"
+        )
     return processes

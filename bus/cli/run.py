@@ -50,12 +50,12 @@ def run(
 ) -> int:
     """Be the worker, until SIGTERM or Ctrl-C; a second signal stops at once."""
     from ..health import served
-    from .isolate import supervise
+    from .isolate import SUPERVISOR, supervise
 
     settings = environment.read()
     if supervised is not None:
         return _supervised(app, service or (), settings, supervised)
-    logs.configure(settings.log_level, settings.log_format, process="supervisor" if isolate else "")
+    logs.configure(settings.log_level, settings.log_format, process=SUPERVISOR if isolate else "")
     for line in environment.unknown():
         logs.logger().warning("unknown setting", told=line)
     if isolate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..endpoint import Answer, Reply, Request, listening, wanted
@@ -88,8 +88,20 @@ class Whole:
             if name in kept.services or name in kept.handlers:
                 answer = None if kept.child is None else await kept.child.ask("POST", asked.path)
                 return answer or Answer(503, f"process {kept.name} does not answer: nothing was done")
-        known = sorted({name for kept in self.kept for name in (*kept.services, *kept.handlers)})
-        return Answer(404, f"no process hosts a service or handler {name!r}; there are {', '.join(known)}")
+        for kept in self.kept:
+            if name == kept.name:
+                return await self._hold_all(kept, asked)
+        known = sorted({name for kept in self.kept for name in (kept.name, *kept.services, *kept.handlers)})
+        return Answer(404, f"there is no process, service or handler {name!r}; there are {', '.join(known)}")
+
+    async def _hold_all(self, kept: Kept, asked: Request) -> Answer:
+        """Pause or resume every service of a process; the answer is that of the first that cannot be."""
+        verb = asked.path.strip("/").partition("/")[0]
+        for service in kept.services:
+            answer = await self._hold(service, replace(asked, path=f"/{verb}/{service}"))
+            if answer.status != 200:
+                return answer
+        return Answer(200, f"{verb}d {', '.join(kept.services)}")
 
 
 def _state(kept: Kept, *, answered: bool) -> str:

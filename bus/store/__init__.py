@@ -6,7 +6,7 @@ A store of another database implements the three protocols of this file: see `do
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from ..errors import TidegateError
 
@@ -68,3 +68,9 @@ class Store(Protocol):
         Several workers may have it open at once. To close it rolls back what is not committed, as a crash does.
         """
         ...
+
+
+def is_store(value: object) -> TypeGuard[Store]:
+    """Tell whether a value is a store, as far as that can be told without opening it."""
+    has_type = isinstance(getattr(value, "transaction_type", None), type)
+    return has_type and callable(getattr(value, "opened", None)) and not isinstance(value, type)

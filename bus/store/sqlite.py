@@ -30,6 +30,8 @@ PATIENCE: Final = 10.0
 """Seconds that a writer waits for those of other processes."""
 LONGEST_NAP: Final = 0.05
 """Seconds between two looks whether the file is free: SQLite tells nobody when it is."""
+WRONG_SQL: Final = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
+"""Codes that Tidegate's own statements never end with as a file is opened."""
 FORGOTTEN_AT_ONCE: Final = 100
 """Old completions that go with a commit, at most: more than came with it, and never a long delete."""
 
@@ -68,13 +70,18 @@ class SqliteStore:
     """
 
     def __init__(self, path: str | Path, *, keep: Seconds = KEEP, schema: str = "") -> None:
-        if span(keep) <= timedelta():
-            raise ConfigurationError(f"SqliteStore({str(path)!r}, keep={keep}): keep must be above 0")
-        self._lasting = str(path) != IN_MEMORY
-        self.path = Path(path) if self._lasting else Path(mkdtemp(prefix="tidegate-"), "store.db")
-        if not self._lasting:
+        place = f"SqliteStore({path!r})"
+        if not isinstance(path, str | Path) or not str(path):
+            raise ConfigurationError(f'{place}: it takes the path of its file, such as "billing.db"')
+        if not isinstance(schema, str) or not sqlite3.complete_statement(f"{schema}\n;"):
+            raise ConfigurationError(
+                f"{place}: schema={schema!r}: it is SQL text, and ends where its last statement, comment and quote do"
+            )
+        self.lasting = str(path) != IN_MEMORY
+        self.path = Path(path) if self.lasting else Path(mkdtemp(prefix="tidegate-"), "store.db")
+        if not self.lasting:
             weakref.finalize(self, shutil.rmtree, self.path.parent, ignore_errors=True)
-        self.keep = span(keep).total_seconds()
+        self.keep = _seconds(keep, place)
         self.schema = schema
 
     def __repr__(self) -> str:
@@ -92,7 +99,7 @@ class SqliteStore:
         Raises ConfigurationError where it cannot be opened, or is no database, and StoreError where another process
         kept its lock for 10 s: that may be tried again.
         """
-        reading, writing = Line(self, in_thread=self._lasting), Line(self, in_thread=self._lasting)
+        reading, writing = Line(self, in_thread=self.lasting), Line(self, in_thread=self.lasting)
         try:
             for line in (writing, reading):
                 await line.open()
@@ -102,6 +109,18 @@ class SqliteStore:
                 await writing.close()
             finally:
                 await reading.close()
+
+
+def _seconds(keep: Seconds, place: str) -> float:
+    try:
+        kept = span(keep)
+    except (TypeError, ValueError, OverflowError):  # no number, or none of seconds
+        kept = timedelta()
+    if kept <= timedelta():
+        raise ConfigurationError(
+            f"{place}: keep={keep!r}: it must be above 0, in seconds or a timedelta, such as timedelta(days=7)"
+        )
+    return kept.total_seconds()
 
 
 class Line:
@@ -164,6 +183,10 @@ class Line:
         try:
             await self._run(opened)
         except sqlite3.Error as error:
+            if self._store.schema and getattr(error, "sqlite_errorcode", 0) & 0xFF in WRONG_SQL:
+                raise ConfigurationError(
+                    f"SqliteStore({str(path)!r}): {error}; mend the SQL of its schema=…"
+                ) from error
             told = f"SqliteStore({str(path)!r}): {error}; "
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 slow = f"another process held its lock for {PATIENCE:g} s: a handler that is slow in its transaction?"
@@ -314,6 +337,8 @@ class SqliteTransaction:
 
         def work(connection: sqlite3.Connection) -> None:
             self._require(connection)
+            if self._completed_before:  # found by a statement that its handler did not wait for
+                raise AlreadyCompleted(FIRST)
             if self._key is not None:
                 connection.execute(RECORD, (self._key, now, old))
             connection.execute(FORGET, (old, FORGOTTEN_AT_ONCE))

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from bus import App, Bus, ConfigurationError, Delivery, Handler, Outcome, Process, Settings, client
 from bus.transport.memory import MemoryTransport
@@ -230,6 +231,20 @@ async def test_what_is_provided_and_who_is_told_instead_reach_the_worker(written
         await log.reaches(1)
         stop.set()
     assert here["SEEN"] == [mine]
+
+
+@pytest.mark.parametrize(
+    ("store", "url", "warned"),
+    [('":memory:"', "amqp://a/", True), ('":memory:"', "memory://", False), ('"a.db"', "amqp://a/", False)],
+)
+def test_a_store_that_ends_with_the_process_is_warned_of_on_a_broker(
+    written: Written, store: str, url: str, *, warned: bool
+) -> None:
+    written.write(hosted__=f"from bus import Service, SqliteStore\nshop = Service('shop', store=SqliteStore({store}))")
+    declared = app()
+    with structlog.testing.capture_logs() as logs:
+        declared.worker(MemoryTransport(), declared.services, Settings(url=url))
+    assert [(line["log_level"], line["services"]) for line in logs] == [("warning", ["shop"])] * warned
 
 
 async def test_run_serves_health_where_the_settings_say_so(written: Written) -> None:

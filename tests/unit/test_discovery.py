@@ -49,6 +49,17 @@ SERVICE = """
 """
 
 
+@pytest.mark.parametrize("module", ["ended__", "ended__deep__inner"])
+def test_a_module_that_ends_the_program_is_named_with_its_line(written: Written, module: str) -> None:
+    written.write(**{module: "import sys\n\nsys.exit(9)"})
+    name, file = module.rstrip("_").replace("__", "."), "__init__" if module == "ended__" else "inner"
+    told = rf"the import of {name} ended the program with exit\(9\) \(\S+{file}\.py:3\)"
+    with pytest.raises(ConfigurationError, match=f"services: {told}"):
+        discovery.services("ended")
+    with pytest.raises(ConfigurationError, match=f"events: {told}"):
+        discovery.events("ended")
+
+
 def test_services_are_found_in_every_module_by_name_and_once(written: Written) -> None:
     written.write(
         found__="from .zebra import zebra",

@@ -21,6 +21,7 @@ from bus import (
     SqliteStore,
     SqliteTransaction,
     Store,
+    Transaction,
     fixed,
 )
 from bus.errors import DeliveryLost
@@ -283,6 +284,27 @@ def test_a_transaction_is_refused_where_there_is_none() -> None:
     first, second = str(refused.value).splitlines()[-2:]
     assert "only a handler with idempotent=True has a transaction" in first
     assert "a plain function cannot await its transaction: make it `async def`" in second
+
+
+@pytest.mark.parametrize(
+    ("key", "store", "told"),
+    [
+        (SqliteTransaction, None, r'it is its store\'s: Service\("billing", store=.*idempotent=True'),
+        (Transaction, SqliteStore(":memory:"), "the transactions of its store .* are SqliteTransaction"),
+        (Transaction, None, "ask for the type of its store's, such as SqliteTransaction"),
+    ],
+)
+def test_a_transaction_that_no_store_gives_is_refused_with_where_it_comes_from(
+    key: type[Transaction], store: Store | None, told: str
+) -> None:
+    service = Service("billing", store=store)
+
+    async def refund(placed: Placed, transaction: Transaction) -> None: ...
+
+    refund.__annotations__["transaction"] = key
+    service.on(Placed)(refund)
+    with pytest.raises(ConfigurationError, match=f"for 'transaction'; {told}"):
+        Tester(service)
 
 
 async def test_without_idempotent_nothing_is_asked_of_the_store(store: SqliteStore) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bus import ConfigurationError, Context, Event, Events, Message, Queue, Service, exponential, fixed
+from bus import ConfigurationError, Context, Event, Events, Message, Queue, Service, SqliteStore, exponential, fixed
 from bus.service import DEPLOY_STEP, check
 
 
@@ -100,6 +101,24 @@ def test_a_handler_that_cannot_be_is_refused_with_its_place(
 def test_a_handler_is_a_function(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="a handler is a function"):
         Service("shop").on(Placed, name="work")(wrong)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"idempotent": "yes"}, {"idempotent": 1}, {"timeout": "60"}, {"timeout": float("nan")}, {"concurrency": "4"}],
+)
+def test_an_option_of_another_type_is_refused_with_its_place(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigurationError, match=rf"test_service\.py:\d+\): {name}={value!r}; it "):
+        Service("shop").on(Placed, **options)(fine)
+
+
+@pytest.mark.parametrize("store", ["a.db", Path("a.db"), SqliteStore, object()])
+def test_a_store_that_is_none_is_refused(store: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"service 'shop': store=.* is no store; write store=SqliteStore\(\"shop\.db"
+    ):
+        Service("shop", store=store)
 
 
 def test_a_handler_is_what_was_declared_and_its_function_stays_as_it_is() -> None:

@@ -42,6 +42,7 @@ def test_each_service_has_a_process_but_those_that_share_one(
         ([], ["a=billing", "b=billing"], "--group 'b=billing': 'billing' is in group 'a' already"),
         ([], ["a=billing", "a=orders"], "there is a group 'a' already"),
         (["orders"], ["a=billing,orders"], "'billing' is not chosen by --service"),
+        ([], ["supervisor=billing,orders"], "write --group NAME=billing,orders with another NAME"),
         ([], ["orders=billing,shipping"], "the service 'orders', which is not in it, has that name"),
         ([], ["billing"], "write --group NAME=SERVICE,SERVICE"),
         ([], ["=billing"], "write --group NAME=SERVICE,SERVICE"),
@@ -53,6 +54,12 @@ def test_what_is_no_partition_is_refused(chosen: list[str], groups: list[str], t
     with pytest.raises(ConfigurationError) as raised:
         compartments(KNOWN, chosen, groups)
     assert told in str(raised.value)
+
+
+def test_no_service_takes_the_name_of_the_supervisors_lines() -> None:
+    with pytest.raises(ConfigurationError, match="write --group NAME=supervisor with another NAME"):
+        compartments(["orders", "supervisor"], [], [])
+    assert compartments(["supervisor"], [], ["own=supervisor"]) == {"own": ("supervisor",)}
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,25 @@ async def test_a_pause_is_passed_on_to_the_process_that_hosts_it(name: str) -> N
     assert (child.asked, other.asked) == ([("POST", f"/pause/{name}")], [])
 
 
+@pytest.mark.parametrize(("answer", "asked_of"), [(Answer(200, "paused"), ["soup", "salad"]), (None, ["soup"])])
+async def test_a_process_is_paused_by_its_name_and_each_of_its_services_with_it(
+    answer: Answer | None, asked_of: list[str]
+) -> None:
+    child, starters = Told(answer), Kept("starters", {"soup": ["soup.stir"], "salad": ["salad.toss"]})
+    starters.becomes("running", child=child)
+    told = await asked(Whole([starters], asyncio.Event()), "/pause/starters", "POST")
+    assert child.asked == [("POST", f"/pause/{service}") for service in asked_of]
+    stuck = Answer(503, "process starters does not answer: nothing was done")
+    assert told == (Answer(200, "paused soup, salad") if answer else stuck)
+
+
+async def test_who_names_nothing_that_is_there_is_told_what_may_be_named() -> None:
+    told = await asked(whole(Told(READY)), "/pause/money", "POST")
+    assert told == Answer(
+        404, "there is no process, service or handler 'money'; there are bar, bar.pour, kitchen, kitchen.cook"
+    )
+
+
 @pytest.mark.parametrize(
     ("method", "path", "local", "status"),
     [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,8 +154,33 @@ async def test_a_file_that_cannot_be_is_told_with_a_remedy(tmp_path: Path) -> No
         with pytest.raises(ConfigurationError, match=f"{why}.*it needs a folder that is there"):
             async with SqliteStore(path).opened():
                 pass
-    with pytest.raises(ConfigurationError, match="keep must be above 0"):
+    with pytest.raises(ConfigurationError, match="keep=0: it must be above 0"):
         SqliteStore("a.db", keep=0)
+
+
+@pytest.mark.parametrize("schema", ["CREATE TABEL a (b)", "CREATE TABLE IF NOT EXISTS a (b); COMMIT"])
+async def test_a_mistake_in_the_schema_is_told_as_one(tmp_path: Path, schema: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"a\.db'\): .*; mend the SQL of its schema=…$"):
+        async with SqliteStore(tmp_path / "a.db", schema=schema).opened():
+            pass
+
+
+@pytest.mark.parametrize("schema", [None, "CREATE TABLE a (b) /* without an end", "SELECT 'x"])
+def test_a_schema_that_never_ends_is_refused(schema: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"schema=.*: it is SQL text, and ends where"):
+        SqliteStore("a.db", schema=schema)
+
+
+@pytest.mark.parametrize("keep", ["7d", None, math.nan, math.inf, -math.inf, -1, timedelta()])
+def test_a_keep_that_is_no_time_is_refused(keep: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"keep=.*: it must be above 0, in seconds or a timedelta"):
+        SqliteStore("a.db", keep=keep)
+
+
+@pytest.mark.parametrize("path", [None, "", 5, b"a.db"])
+def test_a_path_that_is_none_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigurationError, match="it takes the path of its file"):
+        SqliteStore(path)
 
 
 def test_a_store_for_tests_leaves_no_file() -> None:

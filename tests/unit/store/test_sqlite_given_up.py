@@ -15,6 +15,7 @@ from bus.store import sqlite
 SCHEMA = "CREATE TABLE IF NOT EXISTS effects (what TEXT)"
 WRITE = "INSERT INTO effects VALUES ('it')"
 LONG = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 30000000) SELECT max(i) FROM c"
+SLOW = LONG.replace("30000000", "500000")
 WITHIN = 20
 
 
@@ -114,7 +115,11 @@ async def test_a_store_closes_without_waiting_for_a_statement_that_runs_long(tmp
         await long
 
 
-async def test_what_was_found_completed_stays_so_for_a_run_that_did_not_wait_for_it(tmp_path: Path) -> None:
+async def test_what_was_found_completed_stays_so_for_a_run_that_did_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it is found while the commit waits already
+    monkeypatch.setattr(sqlite, "LOOK", f"{sqlite.LOOK} AND ({SLOW}) > 0")
     async with SqliteStore(tmp_path / "a.db", schema=SCHEMA).opened() as store:
         await store.transaction("a").commit()
         again = store.transaction("a")
