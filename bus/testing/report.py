@@ -15,6 +15,7 @@ from ..worker import first_leaf
 
 MOST_SHOWN: Final = 60
 """Lines of what happened that are shown."""
+HERE: Final = Path(__file__).parent
 AROUND: Final = 3
 """Lines before and after each fault that are shown, however long ago it happened."""
 MOST_TOLD: Final = 20
@@ -100,7 +101,8 @@ def _where(error: BaseException, scenario: Callable[..., Any]) -> list[str]:
     """Return the line of the scenario, or else of any code, that failed."""
     frames = traceback.extract_tb(error.__traceback__)
     home = getattr(getattr(inspect.unwrap(scenario), "__code__", None), "co_filename", None)
-    found = [frame for frame in frames if frame.filename == home] or frames
+    found = [frame for frame in frames if frame.filename == home]
+    found = found or [frame for frame in frames if Path(frame.filename).parent != HERE]
     if not found:
         return []
     path = Path(found[-1].filename)

@@ -81,7 +81,7 @@ def _told(build: Build, scenario: Scenario, seed: int, faults: tuple[Fault, ...]
         if not whole:
             notes.append(f"there may be fewer faults: looking for them was cut short after {SHRINKING:g} s")
         if not fewer and _run(build, scenario, 0, ()).error is not None:
-            notes.append(f"it fails without any fault by this time, though it passed at first. {OUTSIDE}")
+            what = f"it fails without any fault by this time, though it passed at first. {OUTSIDE}"
     assert ran.error is not None
     return report(seed, build, scenario, what, ran.error, ran.story, notes)
 

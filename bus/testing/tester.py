@@ -39,7 +39,7 @@ CLOSING: Final = 30.0
 
 
 class NotSettled(TidegateError, AssertionError):
-    """The bus did not settle: the message says what is left, in which handlers, and why the clock stands."""
+    """The bus did not settle, or its worker did not end: the message says what is left, in which handlers, and why."""
 
 
 @dataclass(frozen=True, slots=True)

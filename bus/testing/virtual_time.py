@@ -56,6 +56,7 @@ class VirtualTime:
         self._now = 0.0
         self._part = 0.0
         self._jobs = 0
+        self._late = False
         self._executors: set[concurrent.futures.Executor] = set()
         self._threads = {thread for thread in threading.enumerate() if not _idle(thread)}
         self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]
@@ -116,6 +117,8 @@ class VirtualTime:
         """Return why the clock stands, in words."""
         if self._busy() and (outside := self.outside()):
             return f"the clock stands because {outside}"
+        if self._late:
+            return "the real seconds that it may take are over, and timers go on and on"
         return "the clock may jump, but there is no timer to jump to"
 
     def outside(self) -> str | None:
@@ -149,7 +152,8 @@ class VirtualTime:
         self.turned()
         asked = bool(self._askers)
         until, deadline = map(min, zip(*self._askers, strict=True)) if asked else (math.inf, math.inf)
-        if time.monotonic() > deadline:
+        self._late = time.monotonic() > deadline
+        if self._late:
             self.stands()
             return select(0)
         if timeout is not None and timeout <= 0:
