@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..worker import first_leaf
-from .faults import Fault
 
 
 MOST_SHOWN: Final = 60
-"""Lines of what happened that are shown, the last ones."""
+"""Lines of what happened that are shown."""
+HERE: Final = Path(__file__).parent
+AROUND: Final = 3
+"""Lines before and after each fault that are shown, however long ago it happened."""
+MOST_TOLD: Final = 20
+"""Lines of an error that are shown, behind its first."""
 
 
 class Story(list[str]):
@@ -37,34 +42,56 @@ class Story(list[str]):
         self.append(line)
 
     def lines(self) -> list[str]:
-        """Return what is shown of it: each line with its time from the first on, and a mark at the faults."""
+        """Return what is shown of it: each line with its time from the first on, and a mark at the faults.
+
+        Of a long one these are the faults, what happened around them, and the last lines.
+        """
         first = self._at[0] if self._at else 0.0
-        shown = [
-            f"{'!' if n in self._faults else ' '} {at - first:9.3f} s  {line}"
-            for n, (at, line) in enumerate(zip(self._at, self, strict=True))
-        ]
-        cut = [f"… {len(shown) - MOST_SHOWN} lines before"] if len(shown) > MOST_SHOWN else []
-        return cut + shown[-MOST_SHOWN:]
+        shown: list[str] = []
+        cut = 0
+        kept = self._kept()
+        for n, (at, line) in enumerate(zip(self._at, self, strict=True)):
+            if n not in kept:
+                cut += 1
+                continue
+            if cut:
+                shown.append(f"… {cut} lines")
+                cut = 0
+            shown.append(f"{'!' if n in self._faults else ' '} {at - first:9.3f} s  {line}")
+        return shown
+
+    def _kept(self) -> set[int]:
+        around = {n for fault in self._faults for n in range(fault - AROUND, fault + AROUND + 1) if 0 <= n < len(self)}
+        for n in reversed(range(len(self))):
+            if len(around) >= MOST_SHOWN:
+                break
+            around.add(n)
+        return around
 
 
 def report(
     seed: int,
     build: Callable[..., Any],
     scenario: Callable[..., Any],
-    faults: Sequence[Fault],
+    faults: str,
     error: BaseException,
     story: Story,
+    notes: Sequence[str],
 ) -> str:
     """Return what a failed run is told by: its seed, its error and where, the faults, the story, how to repeat it."""
     error = first_leaf(error)
-    told = str(error).strip().splitlines()
+    told, *rest = [line for line in str(error).splitlines() if line.strip()] or [""]
+    more = textwrap.dedent("\n".join(rest)).splitlines()
+    cut = [f"… {len(more) - MOST_TOLD} lines"] if len(more) > MOST_TOLD else []
     return "\n".join(
         [
-            f"seed={seed}: {type(error).__name__}" + (f": {told[0]}" if told else ""),
+            f"seed={seed}: {type(error).__name__}" + (f": {told}" if told else ""),
+            *(f"  {line}" for line in more[:MOST_TOLD] + cut),
             *(f"  {line}" for line in _where(error, scenario)),
-            f"the fewest faults that make it fail: {'; '.join(map(str, faults)) or 'none, the order of steps will do'}",
+            faults,
             "what happened:",
             *(f"  {line}" for line in story.lines()),
+            *notes,
             f"to repeat it: simulate({_named(build, 'build')}, {_named(scenario, 'scenario')}, seed={seed})",
         ]
     )
@@ -74,7 +101,8 @@ def _where(error: BaseException, scenario: Callable[..., Any]) -> list[str]:
     """Return the line of the scenario, or else of any code, that failed."""
     frames = traceback.extract_tb(error.__traceback__)
     home = getattr(getattr(inspect.unwrap(scenario), "__code__", None), "co_filename", None)
-    found = [frame for frame in frames if frame.filename == home] or frames
+    found = [frame for frame in frames if frame.filename == home]
+    found = found or [frame for frame in frames if Path(frame.filename).parent != HERE]
     if not found:
         return []
     path = Path(found[-1].filename)

@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from ..errors import ConfigurationError
-from ..message import Ids
-from ..worker import first_leaf
-from .faults import Course, Fault, chosen
-from .fragile import FragileTransport
+from .checked import Build, checked, fresh, refuse_idle, refuse_other
+from .faults import Fault, chosen
 from .report import Story, report
-from .tester import Tester
+from .simulated import Scenario, Simulated, StandingLoop
 
 
-Build: TypeAlias = Callable[[], Tester]
-Scenario: TypeAlias = Callable[[Tester], Awaitable[None]]
-
-UNSTEADY: Final = 0.05
-"""How likely a step of the worker is put off a little, so that others come first."""
-LITTLE: Final = 0.05
-"""Seconds that a step is put off, at most."""
+SHRINKING: Final = 30.0
+"""Real seconds in which faults of a failed run are left out, one after the other."""
+OUTSIDE: Final = (
+    "Is there state in a module, or in anything that build does not make anew; a plain function in a thread; or "
+    "randomness that `random` does not know, such as uuid4()?"
+)
 
 
 class SimulationFailed(AssertionError):
-    """A run failed: the message tells its seed, the fewest faults that still make it fail, and what happened."""
+    """A run failed: the message tells its seed, the faults that it takes, and what happened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How one run ended: its error, what happened, and how far it counted."""
+    """How one run ended: its error, what happened, how far it counted, and what ran in threads."""
 
     error: BaseException | None
     story: Story
     counts: Mapping[str, int]
+    threaded: list[str]
 
 
 def simulate(build: Build, scenario: Scenario, *, seeds: Iterable[int] = range(1000), seed: int | None = None) -> None:
@@ -51,29 +48,66 @@ def simulate(build: Build, scenario: Scenario, *, seeds: Iterable[int] = range(1
 
     The faults are chosen by the seed: the worker crashes before or after any step of it, the connection or the broker
     is lost, messages come late or twice, a publish fails, or raises although it stored, handlers are slow, the clock
-    jumps. Raises SimulationFailed for the first seed that fails; `seed=4711` runs that one alone, as it was.
+    jumps. Raises SimulationFailed for the first seed that fails, and at once where it fails without any fault;
+    `seed=4711` runs that one alone, as it was. Raises ConfigurationError where the call cannot prove anything.
     """
     __tracebackhide__ = True  # pytest shows the caller's line instead
-    counts = _run(build, scenario, 0, ()).counts
-    for each in seeds if seed is None else [seed]:
-        faults = chosen(Random(f"faults {each}"), counts)
+    first, wanted = checked(build, scenario, seeds if seed is None else [seed])
+    build = fresh(build)
+    calm = _run(build, scenario, 0, ())
+    if calm.error is not None:
+        told = report(first, build, scenario, "it fails without any fault", calm.error, calm.story, _threads(calm))
+        raise SimulationFailed(told) from calm.error
+    refuse_idle(calm.counts)
+    for each in wanted:
+        faults = chosen(Random(f"faults {each}"), calm.counts)
         ran = _run(build, scenario, each, faults)
         if ran.error is not None:
-            fewest, ran = _shrunk(build, scenario, each, faults, ran)
-            assert ran.error is not None
-            raise SimulationFailed(report(each, build, scenario, fewest, ran.error, ran.story)) from ran.error
+            raise SimulationFailed(_told(build, scenario, each, faults, ran)) from ran.error
+
+
+def _told(build: Build, scenario: Scenario, seed: int, faults: tuple[Fault, ...], ran: Ran) -> str:
+    """Return what a failure is told by: of a run that fails again, with as few faults as can be found in time."""
+    again = _run(build, scenario, seed, faults)
+    notes = _threads(ran)
+    if again.error is None:
+        notes.append(f"it does not repeat: run once more, it passed. {OUTSIDE}")
+        what = f"the faults that it had: {_listed(faults)}"
+    else:
+        if again.story.lines() != ran.story.lines():
+            notes.append(f"it does not repeat exactly: run once more, it failed, but otherwise. {OUTSIDE}")
+        fewer, ran, whole = _shrunk(build, scenario, seed, faults, again, time.monotonic() + SHRINKING)
+        what = f"the faults that it takes: {_listed(fewer)}"
+        if not whole:
+            notes.append(f"there may be fewer faults: looking for them was cut short after {SHRINKING:g} s")
+        if not fewer and _run(build, scenario, 0, ()).error is not None:
+            what = f"it fails without any fault by this time, though it passed at first. {OUTSIDE}"
+    assert ran.error is not None
+    return report(seed, build, scenario, what, ran.error, ran.story, notes)
+
+
+def _listed(faults: tuple[Fault, ...]) -> str:
+    return "; ".join(map(str, faults)) or "none, the order of steps will do"
+
+
+def _threads(ran: Ran) -> list[str]:
+    if not ran.threaded:
+        return []
+    return [f"a thread takes its turns by chance, so a repetition may differ: {', '.join(ran.threaded)}"]
 
 
 def _shrunk(
-    build: Build, scenario: Scenario, seed: int, faults: tuple[Fault, ...], ran: Ran
-) -> tuple[tuple[Fault, ...], Ran]:
-    """Leave out one fault after the other for as long as the run still fails."""
+    build: Build, scenario: Scenario, seed: int, faults: tuple[Fault, ...], ran: Ran, until: float
+) -> tuple[tuple[Fault, ...], Ran, bool]:
+    """Leave out one fault after the other for as long as the run still fails; tell whether there was time for all."""
     for fault in faults:
+        if time.monotonic() > until:
+            return faults, ran, False
         fewer = tuple(other for other in faults if other is not fault)
         without = _run(build, scenario, seed, fewer)
         if without.error is not None:
-            return _shrunk(build, scenario, seed, fewer, without)
-    return faults, ran
+            return _shrunk(build, scenario, seed, fewer, without, until)
+    return faults, ran, True
 
 
 def _run(build: Build, scenario: Scenario, seed: int, faults: Iterable[Fault]) -> Ran:
@@ -82,14 +116,14 @@ def _run(build: Build, scenario: Scenario, seed: int, faults: Iterable[Fault]) -
     random.seed(seed)
     try:
         given = build()
-        if not isinstance(given, Tester):
-            raise ConfigurationError(f"simulate(build, …): build returned {given!r}; it must return a Tester")
+        refuse_other(given)
 
         async def run() -> Ran:
             simulated = Simulated(given, seed, faults)
-            return Ran(await simulated.run(scenario), simulated.trace, simulated.course.counts)
+            error = await simulated.run(scenario)
+            return Ran(error, simulated.trace, simulated.course.counts, simulated.threaded())
 
-        with asyncio.Runner(loop_factory=_Loop) as runner:
+        with asyncio.Runner(loop_factory=StandingLoop) as runner:
             ran = runner.run(run())
     finally:
         random.setstate(state)
@@ -111,140 +145,3 @@ def _is_failure(error: BaseException) -> bool:
         and isinstance(error, pytest.fail.Exception)
         and not isinstance(error, pytest.xfail.Exception)
     )
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """A loop whose clock stands until a Tester makes it jump, so that the times of a run are the same each time."""
-
-    def time(self) -> float:
-        """Return the time."""
-        return 0.0
-
-
-class Simulated(Tester):
-    """A Tester to whose worker and broker faults happen."""
-
-    def __init__(self, given: Tester, seed: int, faults: Iterable[Fault]) -> None:
-        own = {key: value for key, value in given.resources.items() if value is not given}
-        super().__init__(*given.services, resources=own, middleware=given.middleware, settings=given.settings)
-        self.course = Course(faults)
-        self.trace = self._happened = Story(asyncio.get_running_loop())
-        self.transport = self._transport = self._fragile = FragileTransport(
-            self.course, self.trace.fault, self.settings.publish_timeout
-        )
-        self._order = Random(f"order {seed}")
-        self._ids = Ids(Random(f"ids {seed}"), os.getpid())
-        self._at_step = self._step
-        self._log = lambda _, process: process
-        self._ends = asyncio.Event()
-        self._crashed = asyncio.Event()
-        self._down_for = 0.0
-        self._armed = False
-
-    async def run(self, scenario: Scenario) -> BaseException | None:
-        """Run the scenario while faults happen; return what it raised, or what a worker did that came again."""
-        raised: BaseException | None = None
-        async with self:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    restarting = tasks.create_task(self._restart())
-                    self._armed = True
-                    try:
-                        # what waits for a broker that is down must not take real time
-                        with self._time.jumping():
-                            await scenario(self)
-                    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-                        raise
-                    except BaseException as error:
-                        raised = error
-                    finally:
-                        restarting.cancel()
-                        self._armed = False
-            except BaseExceptionGroup as group:
-                raised = first_leaf(group)
-        return raised
-
-    def _step(self) -> asyncio.Future[None] | None:
-        """Let happen what is due before this step of the worker; return what the step waits for."""
-        if not self._armed:
-            return None
-        order = self._order
-        wait = order.random() * LITTLE if order.random() < UNSTEADY else 0.0
-        for fault in self.course.due("step"):
-            wait = max(wait, self._happen(fault))
-            if self._crashed.is_set():
-                return None
-        return _after(wait) if wait else None
-
-    def _happen(self, fault: Fault) -> float:
-        """Let a fault happen; return the seconds that the step waits for."""
-        happened = self.trace.fault
-        match fault.kind:
-            case "crash":
-                happened(f"the worker crashes, and is down for {fault.seconds:.3g} s{self._under_way()}")
-                assert self._generation is not None
-                self._generation.abandon()
-                self.transport.crash()
-                self._armed = False
-                self._crashed.set()
-                self._end(fault.seconds)
-            case "stop":
-                happened(f"the worker stops, and is down for {fault.seconds:.3g} s")
-                self._stop.set()
-                self._end(fault.seconds)
-            case "connection lost":
-                happened("the connection is lost")
-                self._fragile.lose_connection()
-            case "outage":
-                happened(f"the broker is down for {fault.seconds:.3g} s")
-                self._fragile.stop(fault.seconds)
-            case "clock jump":
-                happened(f"the wall clock jumps by {fault.seconds:.3g} s")
-                asyncio.get_running_loop().skipped += fault.seconds  # type: ignore[attr-defined]
-            case _:
-                happened(f"a step takes {fault.seconds:.3g} s")
-                return fault.seconds
-        return 0.0
-
-    def _under_way(self) -> str:
-        """Return what the worker was about, in words."""
-        running = [handler.subscription_name for handler in +self._running]
-        taken = [name for name, queue in self.transport.queues.items() if any(c.unsettled for c in queue.consumers)]
-        settling = [name for name in taken if name not in running]
-        told = f", while it ran {', '.join(running)}" if running else ""
-        return told + (f", with {', '.join(settling)} unsettled" if settling else "")
-
-    def _end(self, seconds: float) -> None:
-        self._fragile.worker_comes_again, self._down_for = True, seconds
-        self._ends.set()
-
-    async def _restart(self) -> None:
-        """Start a new worker after each that ended, by a crash or because it was told to."""
-        while True:
-            await self._ends.wait()
-            async with asyncio.TaskGroup() as tasks:
-                assert self._owner is not None
-                ways = [tasks.create_task(asyncio.wait([self._owner])), tasks.create_task(self._crashed.wait())]
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                for way in ways:
-                    way.cancel()
-            self._armed = False
-            await asyncio.sleep(self._down_for)
-            self._stop = asyncio.Event()
-            await self.crash()
-            self._ends.clear()
-            self._crashed.clear()
-            self._fragile.worker_comes_again, self._armed = False, True
-            self._news.set()
-
-
-def _after(seconds: float) -> asyncio.Future[None]:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def over() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    loop.call_later(seconds, over)
-    return future

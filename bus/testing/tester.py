@@ -16,6 +16,7 @@ from ..clock import Seconds, span
 from ..discovery import named
 from ..errors import TidegateError
 from ..event import Event, Events, decode
+from ..idempotency import Unit
 from ..message import Message, Outgoing
 from ..middleware.logging import logging
 from ..outcome import Ack, DeadLetter, Letter, Outcome, Retry
@@ -33,20 +34,23 @@ E = TypeVar("E", bound=Event)
 
 MOST_DELIVERIES: Final = 10_000
 WITHIN: Final = 5.0
+CLOSING: Final = 30.0
+"""Seconds that a worker which was cancelled has to end; virtual ones, where nothing real is waited for."""
 
 
 class NotSettled(TidegateError, AssertionError):
-    """The bus did not settle: the message says what is left, in which handlers, and why the clock stands."""
+    """The bus did not settle, or its worker did not end: the message says what is left, in which handlers, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A delivery that ended: which handler, which message, and what it came to."""
+    """A delivery that ended: which handler, which message, and what it came to; `known` was completed before."""
 
     handler: Handler
     message: Message
     attempt: int
     outcome: Outcome
+    known: bool = False
 
 
 class Tester(Bus):
@@ -79,6 +83,7 @@ class Tester(Bus):
         self._running: Counter[Handler] = Counter()
         self._at_work = 0
         self._runs: list[Run] = []
+        self._came_to: dict[int, Run] = {}
         self._sent: list[Outgoing] = []
         self._happened: list[str] = []
         self._generation: Generation | None = None
@@ -109,9 +114,7 @@ class Tester(Bus):
     ) -> None:
         self._stop.set()
         try:
-            if self._owner is not None:
-                self._owner.cancel()
-                await asyncio.wait([self._owner])
+            stuck = await self._ended()
             for generation in self._gone:
                 await generation.dispose()
             await self.transport.aclose()
@@ -119,6 +122,28 @@ class Tester(Bus):
             self._scope.close()
         if error is not None:
             error.add_note(self.story())
+        if stuck is not None:
+            raise NotSettled(stuck)
+
+    async def _ended(self) -> str | None:
+        """Cancel the worker, and abandon one that does not end: return what keeps it then, in words."""
+        if self._owner is None:
+            return None
+        self._owner.cancel()
+        # time jumps here as well, but not over what a resource does as it closes
+        with self._time.jumping(), self._working_on():
+            await asyncio.wait([self._owner], timeout=CLOSING)
+        if self._owner.done():
+            return None
+        assert self._generation is not None
+        self._generation.abandon()
+        self._gone.append(self._generation)
+        told = f"the worker did not end within {CLOSING:g} s of being cancelled"
+        if not +self._running:
+            return f"{told}: a resource does not close, or a task of it or of a handler swallows CancelledError"
+        return "\n  ".join(
+            [f"{told}: the handler swallows CancelledError; let it pass, or raise it again", *self._busy()]
+        )
 
     async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
         """Publish an event and return the first event of the class `reply` that it causes; time jumps meanwhile.
@@ -138,7 +163,7 @@ class Tester(Bus):
         self._stands = False
         with self._time.jumping(within=span(within).total_seconds()):
             # what lost its delivery runs on all the same
-            while (left := self._left()) or self._running.total():
+            while (left := self._left()) or self._at_work:
                 self._require_owner()
                 if self._stands or len(self._runs) > most:
                     raise NotSettled(self._not_settled(left, too_many=len(self._runs) > most))
@@ -196,8 +221,12 @@ class Tester(Bus):
         ]
 
     def handled(self, handler: Callable[..., Any]) -> list[Message]:
-        """Return the messages that the handler is done with, in the order in which it finished."""
-        return [run.message for run in self._runs if run.handler.function is handler and isinstance(run.outcome, Ack)]
+        """Return the messages that the handler is done with, in the order in which it finished.
+
+        A duplicate that was not run, because it was completed before, is not among them.
+        """
+        done = (run for run in self._runs if isinstance(run.outcome, Ack) and not run.known)
+        return [run.message for run in done if run.handler.function is handler]
 
     def dead_letters(self) -> list[Letter]:
         """Return the open dead letters of all services, oldest first."""
@@ -235,8 +264,12 @@ class Tester(Bus):
         with self._working_on():
             await started.wait()
         self._require_owner()
+        await self._available()
+
+    async def _available(self) -> None:
+        """Raise what a resource raised as it opened: a worker would try again, but a test is told."""
+        assert self._owner is not None
         for error in self.worker.unavailable.values():
-            # a worker would try again, but a test is told
             self._owner.cancel()
             await asyncio.wait([self._owner])
             raise error
@@ -254,8 +287,19 @@ class Tester(Bus):
         logged = self._log(handler, process)
 
         async def worked(delivery: Delivery) -> Outcome:
-            with self._working_on():
-                return await logged(delivery)
+            try:
+                with self._working_on():
+                    outcome = await logged(delivery)
+            finally:
+                self._news.set()
+            seen = self._came_to.get(id(outcome))
+            known = seen is not None and seen.known
+            run = Run(handler, delivery.message, delivery.attempt, outcome, known)
+            self._runs.append(run)
+            if seen is None and isinstance(outcome, Retry | DeadLetter):
+                # the store did not commit, say: what the handler came to is not what its delivery came to
+                self._happened.append(_told(run))
+            return outcome
 
         return worked
 
@@ -266,9 +310,9 @@ class Tester(Bus):
                 outcome = await process(delivery)
             finally:
                 self._running[handler] -= 1
-                self._news.set()
-            run = Run(handler, delivery.message, delivery.attempt, outcome)
-            self._runs.append(run)
+            known = isinstance(delivery, Unit) and delivery.known
+            run = Run(handler, delivery.message, delivery.attempt, outcome, known)
+            self._came_to[id(outcome)] = run
             self._happened.append(_told(run))
             return outcome
 
@@ -300,10 +344,12 @@ class Tester(Bus):
             lines.append("it goes round in circles? busiest: " + ", ".join(f"{name} ({n})" for name, n in busiest))
         else:
             lines.append(self._time.why())
-        for handler in +self._running:
-            code = handler.function.__code__
-            lines.append(f"running: {handler.subscription_name} ({code.co_filename}:{code.co_firstlineno})")
-        return "\n  ".join(["the bus did not settle:", *lines])
+        return "\n  ".join(["the bus did not settle:", *lines, *self._busy()])
+
+    def _busy(self) -> list[str]:
+        """Return the handlers that are running, and where they are written."""
+        handlers = [(handler.subscription_name, handler.function.__code__) for handler in +self._running]
+        return [f"running: {name} ({code.co_filename}:{code.co_firstlineno})" for name, code in handlers]
 
 
 def _told(run: Run) -> str:
@@ -313,6 +359,8 @@ def _told(run: Run) -> str:
             told = f"raised {failure.error_type}: {failure.error} (again in {delay.total_seconds():g} s)"
         case DeadLetter(failure=failure):
             told = f"gave up ({failure.reason}): {failure.error_type}: {failure.error}"
+        case _ if run.known:
+            told = "knows it: completed before, not run"
         case outcome:
             told = {"Ack": "handled it"}.get(type(outcome).__name__, "released it")
     return f"{name} {told}: {kind} {run.message.id[:8]}, attempt {run.attempt}"

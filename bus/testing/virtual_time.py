@@ -56,11 +56,14 @@ class VirtualTime:
         self._now = 0.0
         self._part = 0.0
         self._jobs = 0
+        self._late = False
         self._executors: set[concurrent.futures.Executor] = set()
         self._threads = {thread for thread in threading.enumerate() if not _idle(thread)}
         self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]
         self.stands: Callable[[], None] = lambda: None
         """Called when time will not come to anything: nothing is left that could happen, or real time is over."""
+        self.turned: Callable[[], None] = lambda: None
+        """Called at each turn of the loop, before it looks at what comes next."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -112,11 +115,13 @@ class VirtualTime:
 
     def why(self) -> str:
         """Return why the clock stands, in words."""
-        if self._busy() and (outside := self._outside()):
+        if self._busy() and (outside := self.outside()):
             return f"the clock stands because {outside}"
+        if self._late:
+            return "the real seconds that it may take are over, and timers go on and on"
         return "the clock may jump, but there is no timer to jump to"
 
-    def _outside(self) -> str | None:
+    def outside(self) -> str | None:
         """Return what outside of the loop may wake it, in words; None if nothing can."""
         if self._jobs:
             return f"{self._jobs} job(s) of an executor are running"
@@ -144,9 +149,11 @@ class VirtualTime:
 
     def _wait(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
         """Do what the loop's selector does, but skip the wait where time may jump."""
+        self.turned()
         asked = bool(self._askers)
         until, deadline = map(min, zip(*self._askers, strict=True)) if asked else (math.inf, math.inf)
-        if time.monotonic() > deadline:
+        self._late = time.monotonic() > deadline
+        if self._late:
             self.stands()
             return select(0)
         if timeout is not None and timeout <= 0:
@@ -154,7 +161,7 @@ class VirtualTime:
         if not asked:
             return self._really(select, timeout)
         # asked before the last look: what ends in between has woken the selector by then
-        held = self._busy() and self._outside() is not None
+        held = self._busy() and self.outside() is not None
         for _ in range(TURNS):
             if ready := select(0):
                 return ready

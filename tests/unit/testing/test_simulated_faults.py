@@ -11,7 +11,8 @@ import pytest
 from bus import Bus, BusUnavailable, Event, Service, fixed
 from bus.testing import SimulationFailed, Tester, simulate
 from bus.testing.faults import Fault, Kind, chosen
-from bus.testing.simulation import Scenario, _run
+from bus.testing.simulated import Scenario
+from bus.testing.simulation import _run
 
 
 class Asked(Event, type="price.asked"):
@@ -19,6 +20,11 @@ class Asked(Event, type="price.asked"):
 
 
 class Told(Event, type="price.told"):
+    number: int
+
+
+class Moved(Event, type="stock.moved"):
+    shelf: str = "a"
     number: int
 
 
@@ -87,7 +93,7 @@ def test_what_pytest_fails_by_is_told_with_its_seed(scenario: Scenario, told: st
     with pytest.raises(SimulationFailed) as failed:
         simulate(prices, scenario, seeds=[7])
     assert told in str(failed.value)
-    assert "none, the order of steps will do" in str(failed.value)
+    assert "\nit fails without any fault\n" in str(failed.value)
 
 
 def test_a_scenario_that_skips_is_skipped() -> None:
@@ -114,7 +120,9 @@ def test_a_worker_that_does_not_come_again_is_told_with_its_seed() -> None:
 
         return Tester(service)
 
-    with pytest.raises(SimulationFailed, match=r"(?s)ConnectionError: the port is taken.*fewest.*fail: crash at"):
+    with pytest.raises(
+        SimulationFailed, match=r"(?s)ConnectionError: the port is taken.*faults that it takes: crash at"
+    ):
         simulate(build, one, seeds=range(50))
 
 
@@ -180,3 +188,58 @@ def test_what_is_late_in_an_ordered_queue_makes_what_follows_late() -> None:
 def test_the_wall_clock_jumps_ahead_and_back() -> None:
     jumps = [fault for seed in range(300) for fault in chosen(Random(seed), {}) if fault.kind == "clock jump"]
     assert {fault.seconds > 0 for fault in jumps} == {True, False}
+
+
+def ordered() -> Tester:
+    service = Service("prices")
+
+    @service.on(Moved, ordered_by="shelf")
+    async def follow(moved: Moved, seen: Seen) -> None:
+        seen.append(moved.number)
+
+    return Tester(service, resources={Seen: Seen()})
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_duplicate_in_an_ordered_queue_comes_behind_nothing_later(at: int) -> None:
+    async def in_order(bus: Tester) -> None:
+        for number in range(1, 6):
+            await bus.publish(Moved(number=number))
+        await bus.settled()
+        assert bus.resources[Seen] == sorted([*range(1, 6), at])
+
+    ran = _run(ordered, in_order, 0, [Fault("duplicate", at, 5)])
+    assert ran.error is None
+    assert "twice: stock.moved for prices.follow" in ran.story
+
+
+def test_a_resource_that_fails_as_a_worker_comes_again_is_tried_again() -> None:
+    def build() -> Tester:
+        service, opened = Service("prices"), []
+
+        @service.resource
+        async def seen() -> AsyncIterator[Seen]:
+            opened.append(1)
+            if len(opened) in (2, 3):
+                raise ConnectionError("the database starts")
+            yield Seen()
+
+        @service.on(Asked)
+        async def tell(asked: Asked, seen: Seen) -> Told:
+            return Told(number=asked.number)
+
+        return Tester(service)
+
+    async def answered(bus: Tester) -> None:
+        await one(bus)
+        assert {event.number for event in bus.published(Told)} == {1}
+
+    steps = _run(build, answered, 0, ()).counts["step"]
+    stories = []
+    for kind in ("crash", "stop"):
+        for at in range(1, steps + 1):
+            ran = _run(build, answered, 0, [Fault(kind, at, 1)])
+            assert ran.error is None
+            stories.append(ran.story)
+    waited = "prices waits for a resource or its store: ConnectionError: the database starts"
+    assert sum(waited in story for story in stories) > 4

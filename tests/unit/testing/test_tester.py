@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
-from bus import ConfigurationError, Context, Event, Reject, Service, fixed
+from bus import ConfigurationError, Context, Event, Reject, Service, SqliteStore, SqliteTransaction, fixed
 from bus.testing import Tester, context
 
 
@@ -157,3 +158,59 @@ async def test_what_a_resource_raises_as_it_opens_is_raised_to_the_test() -> Non
     with pytest.raises(OSError, match="no disk"):
         async with Tester(service):
             pass
+
+
+def books() -> tuple[Service, Callable[..., Any], list[int]]:
+    service, runs = Service("books", store=SqliteStore(":memory:")), []
+
+    @service.on(Placed, idempotent=True, retry=fixed(2, 1))
+    async def book(placed: Placed) -> Paid:
+        runs.append(placed.number)
+        return Paid(number=placed.number)
+
+    return service, book, runs
+
+
+async def test_a_duplicate_that_is_not_run_is_not_told_as_handled() -> None:
+    service, book, runs = books()
+    async with Tester(service) as bus:
+        for _ in range(2):
+            await bus.publish(Placed(number=1), id="a")
+            await bus.settled()
+        assert runs == [1]
+        assert len(bus.handled(book)) == 1
+        assert bus.story().count("books.book handled it") == 1
+        assert bus.story().endswith("books.book knows it: completed before, not run: order.placed a, attempt 1")
+
+
+async def test_what_the_store_does_not_commit_is_not_handled_and_its_dead_letter_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def commit(_: SqliteTransaction) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(SqliteTransaction, "commit", commit)
+    service, book, runs = books()
+    async with Tester(service) as bus:
+        await bus.publish(Placed(number=1))
+        await bus.settled()
+        assert (runs, bus.handled(book), len(bus.dead_letters())) == ([1, 1], [], 1)
+        story = bus.story()
+    failed = "NotCompleted: the store did not commit: the disk is full"
+    assert f"books.book raised {failed} (again in 1 s): order.placed" in story
+    assert f"books.book gave up (exhausted): {failed}: order.placed" in story
+
+
+async def test_a_run_that_fails_is_told_once() -> None:
+    service = Service("books")
+
+    @service.on(Placed, retry=fixed(2, 1))
+    async def book(placed: Placed) -> None:
+        raise ValueError("no line")
+
+    async with Tester(service) as bus:
+        await bus.publish(Placed(number=1))
+        await bus.settled()
+        assert bus.story().count("books.book raised ValueError: no line (again in 1 s)") == 1
+        assert bus.story().count("books.book gave up") == 1
+        assert bus.handled(book) == []

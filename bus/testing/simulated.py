@@ -1,0 +1,236 @@
+"""A worker and its broker in one run of a simulation, with the faults that happen to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
+from random import Random
+from typing import Final, TypeAlias, TypeVar
+
+from ..clock import Seconds
+from ..errors import ConfigurationError
+from ..event import Event
+from ..failure import described
+from ..message import Ids
+from ..service import awaited
+from ..worker import first_leaf
+from .faults import Course, Fault
+from .fragile import FragileTransport
+from .patience import OutOfPatience, Patience
+from .report import Story
+from .tester import MOST_DELIVERIES, WITHIN, NotSettled, Tester
+
+
+E = TypeVar("E", bound=Event)
+Scenario: TypeAlias = Callable[[Tester], Awaitable[None]]
+
+UNSTEADY: Final = 0.05
+"""How likely a step of the worker is put off a little, so that others come first."""
+LITTLE: Final = 0.05
+"""Seconds that a step is put off, at most."""
+OPENING: Final = 300.0
+"""Virtual seconds that a worker which came again tries to open its resources; then the run has failed."""
+
+
+class StandingLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock stands until a Tester makes it jump, so that the times of a run are the same each time."""
+
+    def time(self) -> float:
+        """Return the time."""
+        return 0.0
+
+
+class Simulated(Tester):
+    """A Tester to whose worker and broker faults happen."""
+
+    def __init__(self, given: Tester, seed: int, faults: Iterable[Fault]) -> None:
+        own = {key: value for key, value in given.resources.items() if value is not given}
+        super().__init__(*given.services, resources=own, middleware=given.middleware, settings=given.settings)
+        self.course = Course(faults)
+        self.trace = self._happened = Story(asyncio.get_running_loop())
+        self.transport = self._transport = self._fragile = FragileTransport(
+            self.course, self.trace.fault, self.settings.publish_timeout
+        )
+        self._order = Random(f"order {seed}")
+        self._ids = Ids(Random(f"ids {seed}"), os.getpid())
+        self._at_step = self._step
+        self._log = lambda _, process: process
+        self._ends = asyncio.Event()
+        self._crashed = asyncio.Event()
+        self._down_for = 0.0
+        self._armed = False
+        self._came = False
+        self._patience = Patience()
+
+    async def run(self, scenario: Scenario) -> BaseException | None:
+        """Run the scenario while faults happen; return what it raised, or what a worker did that came again."""
+        raised: BaseException | None = None
+        try:
+            async with self:
+                playing = scenario(self)
+                if not isawaitable(playing):
+                    raise ConfigurationError(
+                        f"simulate(build, scenario): the scenario must be an `async def` with one parameter, the bus, "
+                        f"and {scenario!r} returned {playing!r}"
+                    )
+                raised = await self._run(playing)
+        except NotSettled as stuck:
+            # its worker did not end: that says more than what came of it
+            raised = stuck if raised is None or isinstance(raised, NotSettled) else raised
+        return raised
+
+    async def _run(self, playing: Awaitable[None]) -> BaseException | None:
+        raised: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                restarting = tasks.create_task(self._restart())
+                self._armed = True
+                try:
+                    await self._play(playing)
+                except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:
+                    raised = error
+                finally:
+                    restarting.cancel()
+                    self._armed = False
+        except BaseExceptionGroup as group:
+            raised = first_leaf(group)
+        return raised
+
+    async def _play(self, playing: Awaitable[None]) -> None:
+        self._time.turned = self._patience.turn
+        try:
+            # what waits for a broker that is down must not take real time
+            with self._time.jumping():
+                await self._patience.while_it_lasts(playing)
+        except OutOfPatience as error:
+            left = [f"{count} {what}" for what, count in self._left().items()] or ["nothing is left on the bus"]
+            told = "\n  ".join([f"the scenario waits for what does not come: {error}", *left, *self._busy()])
+            raise NotSettled(told).with_traceback(error.__traceback__) from None
+
+    async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
+        """Return when every delivery, retry and delay has run. Raises as `Tester.settled`."""
+        async with self._patience.trusted():
+            await super().settled(within=within, deliveries=deliveries)
+
+    async def advance(self, by: Seconds) -> None:
+        """Let `by` seconds pass."""
+        async with self._patience.trusted():
+            await super().advance(by)
+
+    async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
+        """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""
+        async with self._patience.trusted():
+            return await super().request(event, reply, timeout=timeout)
+
+    def _clock_stands(self) -> None:
+        super()._clock_stands()
+        if self._time.outside() is None:
+            self._patience.asleep()
+
+    def threaded(self) -> list[str]:
+        """Return the plain functions that ran, each in a thread, by their handlers' names."""
+        return sorted({run.handler.subscription_name for run in self._runs if not awaited(run.handler.function)})
+
+    async def _available(self) -> None:
+        """Wait for what cannot be opened again, as any worker does; a first time it is raised to the test."""
+        if not self._came:
+            await super()._available()
+            self._came = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + OPENING
+        for name, error in self.worker.unavailable.items():
+            self._happened.append(f"{name} waits for a resource or its store: {described(error)}")
+        while self.worker.unavailable:
+            self._require_owner()
+            if loop.time() > until:
+                raise next(iter(self.worker.unavailable.values()))
+            await asyncio.sleep(1)
+
+    def _step(self) -> asyncio.Future[None] | None:
+        """Let happen what is due before this step of the worker; return what the step waits for."""
+        if not self._armed:
+            return None
+        order = self._order
+        wait = order.random() * LITTLE if order.random() < UNSTEADY else 0.0
+        for fault in self.course.due("step"):
+            wait = max(wait, self._happen(fault))
+            if self._crashed.is_set():
+                return None
+        return _after(wait) if wait else None
+
+    def _happen(self, fault: Fault) -> float:
+        """Let a fault happen; return the seconds that the step waits for."""
+        happened = self.trace.fault
+        match fault.kind:
+            case "crash":
+                happened(f"the worker crashes, and is down for {fault.seconds:.3g} s{self._under_way()}")
+                assert self._generation is not None
+                self._generation.abandon()
+                self.transport.crash()
+                self._armed = False
+                self._crashed.set()
+                self._end(fault.seconds)
+            case "stop":
+                happened(f"the worker stops, and is down for {fault.seconds:.3g} s")
+                self._stop.set()
+                self._end(fault.seconds)
+            case "connection lost":
+                happened("the connection is lost")
+                self._fragile.lose_connection()
+            case "outage":
+                happened(f"the broker is down for {fault.seconds:.3g} s")
+                self._fragile.stop(fault.seconds)
+            case "clock jump":
+                happened(f"the wall clock jumps by {fault.seconds:.3g} s")
+                asyncio.get_running_loop().skipped += fault.seconds  # type: ignore[attr-defined]
+            case _:
+                happened(f"a step takes {fault.seconds:.3g} s")
+                return fault.seconds
+        return 0.0
+
+    def _under_way(self) -> str:
+        """Return what the worker was about, in words."""
+        running = [handler.subscription_name for handler in +self._running]
+        taken = [name for name, queue in self.transport.queues.items() if any(c.unsettled for c in queue.consumers)]
+        settling = [name for name in taken if name not in running]
+        told = f", while it ran {', '.join(running)}" if running else ""
+        return told + (f", with {', '.join(settling)} unsettled" if settling else "")
+
+    def _end(self, seconds: float) -> None:
+        self._fragile.worker_comes_again, self._down_for = True, seconds
+        self._ends.set()
+
+    async def _restart(self) -> None:
+        """Start a new worker after each that ended, by a crash or because it was told to."""
+        while True:
+            await self._ends.wait()
+            async with asyncio.TaskGroup() as tasks:
+                assert self._owner is not None
+                ways = [tasks.create_task(asyncio.wait([self._owner])), tasks.create_task(self._crashed.wait())]
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                for way in ways:
+                    way.cancel()
+            self._armed = False
+            await asyncio.sleep(self._down_for)
+            self._stop = asyncio.Event()
+            await self.crash()
+            self._ends.clear()
+            self._crashed.clear()
+            self._fragile.worker_comes_again, self._armed = False, True
+            self._news.set()
+
+
+def _after(seconds: float) -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def over() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.call_later(seconds, over)
+    return future
