@@ -21,7 +21,7 @@ async def test_a_killed_broker_comes_back_with_its_data(own_broker: Node) -> Non
     async with await aio_pika.connect(own_broker.url()) as connection, connection.channel() as channel:
         await channel.declare_queue("kept", durable=True)
         await channel.default_exchange.publish(aio_pika.Message(b"x", delivery_mode=2), "kept")
-        await asyncio.sleep(1.2)  # a queue younger than a second does not survive
+        await asyncio.sleep(2)  # a queue younger than a second does not survive
         own_broker.kill()
     own_broker.start()
     async with await aio_pika.connect(own_broker.url()) as connection, connection.channel() as channel:
