@@ -23,7 +23,7 @@ from .stage import Log, Placed, Shipped, Stage, staged
 
 KILL_CHANNELS = (
     "[rabbit_channel:shutdown(P) || P <- rabbit_channel:list_local(),"
-    ' rabbit_channel:info(P, [vhost]) =:= [{{vhost, <<"{vhost}">>}}]].'
+    ' (catch rabbit_channel:info(P, [vhost])) =:= [{{vhost, <<"{vhost}">>}}]].'
 )
 
 

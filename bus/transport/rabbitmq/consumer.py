@@ -26,6 +26,8 @@ ANSWER_WITHIN: Final = 5.0
 """Seconds that any living broker needs to answer such a question, or to open a channel."""
 CONSUME_WITHIN: Final = 10.0
 """Seconds that a broker needs to consume from a queue, which may have to elect its leader first."""
+GONE_WITHIN: Final = 0.5
+"""Seconds within which a queue that is deleted is gone for everybody; its consumers are cancelled before that."""
 
 CLOSE_FOR_LATE: Final = ("3.", "4.0.", "4.1.", "4.2.")
 """Versions that close the channel of a consumer with something unacked for too long; later ones cancel it."""
@@ -160,11 +162,13 @@ class Feed:
             return False
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
-                scratch = await channel.link.channel()
-                try:
-                    await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
-                finally:
-                    scratch.leave()
+                for wait in (0.0, GONE_WITHIN):
+                    await asyncio.sleep(wait)
+                    scratch = await channel.link.channel()
+                    try:
+                        await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
+                    finally:
+                        scratch.leave()
         except ChannelClosed as error:
             return error.code != 404
         except TimeoutError:
