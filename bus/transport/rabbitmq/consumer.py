@@ -162,7 +162,8 @@ class Feed:
             return False
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
-                for wait in (0.0, GONE_WITHIN):
+                # of an ordered queue somebody else may be active meanwhile, who must not be overtaken
+                for wait in (0.0,) if self._ordered else (0.0, GONE_WITHIN):
                     await asyncio.sleep(wait)
                     scratch = await channel.link.channel()
                     try:
