@@ -12,8 +12,8 @@ from typing import Any
 from .errors import INTERRUPTED
 
 
-def stop_on_signals(stop: asyncio.Event, log: Any, told: str, at_once: Callable[[], None] | None) -> None:
-    """Set `stop` at the first signal, which is told; at the second do what is wanted `at_once`, and leave.
+def stop_on_signals(stop: asyncio.Event, log: Any, event: str, at_once: Callable[[], None] | None) -> None:
+    """Set `stop` at the first signal, and log `event`; at the second do what is wanted `at_once`, and leave.
 
     That works with a blocked loop too. With None all signals are one: a process that has a supervisor may get its
     signal and that of whoever stops them all.
@@ -22,7 +22,7 @@ def stop_on_signals(stop: asyncio.Event, log: Any, told: str, at_once: Callable[
     signals = 0
 
     def begin() -> None:
-        log.info(told, told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
+        log.info(event, told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
         stop.set()
 
     def signalled(_: int, __: FrameType | None) -> None:

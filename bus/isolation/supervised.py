@@ -74,7 +74,12 @@ class Supervised:
             with self._socket.makefile("rb") as lines:
                 for line in lines:
                     asked = json.loads(line)
-                    answer = self._answer(Request(asked["method"], asked["path"], local=True))
+                    try:
+                        answer = self._answer(Request(asked["method"], asked["path"], local=True))
+                    except Exception:
+                        # whoever asks must not end the process
+                        logger().exception("not answered", method=asked["method"], path=asked["path"])
+                        answer = Answer(500, "it could not be told: see the log")
                     self.tell(id=asked["id"], status=answer.status, body=answer.body)
         except OSError:
             return  # reset: the supervisor is gone

@@ -40,7 +40,19 @@ async def work():
 
 asyncio.run(work())
 """
-PROGRAMS = {"torn": TORN, "babbling": BABBLING, "steady": STEADY}
+UNABLE = """
+import sys, time
+from bus.isolation.supervised import Supervised
+
+def unable(asked):
+    raise ZeroDivisionError
+
+place = Supervised("unable", int(sys.argv[-1].rpartition("=")[2]), 0)
+place.answering(unable)
+place.tell(started=1)
+time.sleep(60)
+"""
+PROGRAMS = {"unable": UNABLE, "torn": TORN, "babbling": BABBLING, "steady": STEADY}
 
 
 def start(name: str, _: object) -> AbstractAsyncContextManager[Child]:
@@ -83,3 +95,12 @@ async def test_a_process_drains_that_is_told_to_stop_by_its_supervisor_and_by_wh
         await asyncio.sleep(0.1)
         os.kill(pid, signal.SIGTERM)
     assert keeping.result() == 0
+
+
+async def test_a_process_goes_on_that_cannot_answer_a_question() -> None:
+    async with start("unable", None) as child:
+        async with asyncio.timeout(WITHIN):
+            while "started" not in child.told:
+                await asyncio.sleep(0.02)
+        answers = [await child.ask("GET", "/readyz") for _ in range(2)]
+    assert [answer.status for answer in answers if answer is not None] == [500, 500]
