@@ -9,7 +9,6 @@ import structlog
 from hypothesis import Phase, settings
 
 from tests.broker.fixtures import (
-    _own_brokers,
     _vhosts,
     broker,
     own_broker,
@@ -22,7 +21,6 @@ from tests.broker.fixtures import (
 
 
 __all__ = [
-    "_own_brokers",
     "_vhosts",
     "broker",
     "own_broker",

@@ -102,28 +102,15 @@ def vhost(broker: Shared, vhost_name: str) -> str:
     return broker.node.url(vhost_name)
 
 
-@pytest.fixture(scope="session")
-def _own_brokers() -> Iterator[list[Node]]:
-    """What tests left running; a broker takes seconds to start."""
-    left: list[Node] = []
-    yield left
-    for node in left:
-        node.close()
-
-
 @pytest.fixture
-def own_broker(_own_brokers: list[Node]) -> Iterator[Node]:
-    """A broker of the test's own, that it may stop and kill, with nothing in it."""
-    node = _own_brokers.pop() if _own_brokers else Node()
+def own_broker() -> Iterator[Node]:
+    """A broker of the test's own, that it may stop and kill; what was killed is used no more."""
+    node = Node()
     try:
-        if node.pid() is None:
-            node.start()
+        node.start()
         yield node
-        node.empty()
-        _own_brokers.append(node)
     finally:
-        if node not in _own_brokers:
-            node.close()
+        node.close()
 
 
 @pytest_asyncio.fixture

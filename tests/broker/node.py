@@ -48,8 +48,6 @@ class Node:
         if beside is not None:
             self._epmd, self._cookie = beside._epmd, beside._cookie
         self._container = ""
-        self.vhost = "/"
-        """The virtual host that is used where none is named."""
         for name in ("home", "mnesia", "log"):
             (self.folder / name).mkdir()
         cookie = self.folder / "home" / ".erlang.cookie"
@@ -73,9 +71,8 @@ class Node:
         """What Erlang calls it."""
         return f"{self._name}@localhost"
 
-    def url(self, vhost: str = "") -> str:
+    def url(self, vhost: str = "/") -> str:
         """Return the URL of a virtual host."""
-        vhost = vhost or self.vhost
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{'' if vhost == '/' else vhost}"
 
     def start(self) -> None:
@@ -204,21 +201,6 @@ class Node:
         """Delete virtual hosts with all that is in them, in one call."""
         quoted = ",".join(f'<<"{name}">>' for name in names)
         self.ctl("eval", f'[rabbit_vhost:delete(V, <<"tests">>) || V <- [{quoted}]].')
-
-    def empty(self) -> None:
-        """Make it as one that was started for the first time, with another virtual host; it has to run.
-
-        One that was deleted and added again was seen to come up broken when its broker was restarted.
-        """
-        self.delete_vhosts([self.vhost])
-        self.ctl(
-            "eval",
-            """[rabbit_auth_backend_internal:delete_user(User, <<"tests">>) ||
-             [{user, User} | _] <- rabbit_auth_backend_internal:list_users(), User =/= <<"guest">>],
-            application:set_env(rabbit, consumer_timeout, 1800000).""",
-        )
-        self.vhost = f"own{int(self.vhost.removeprefix('own')) + 1 if self.vhost != '/' else 1}"
-        self.add_vhosts([self.vhost])
 
     def time_out_consumers(self, milliseconds: int) -> None:
         """Take back what is unacked for longer; a queue that has a limit of its own listens to a policy only."""

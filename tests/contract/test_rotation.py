@@ -131,7 +131,7 @@ async def test_s3_what_is_declared_again_waits_for_the_new_password_too(
 
 async def test_s3_a_broker_that_restarts_in_the_midst_of_it_changes_nothing(own_broker: Node, tmp_path: Path) -> None:
     log: Log[int] = Log()
-    user = Rotated(own_broker, own_broker.vhost, tmp_path / "password")
+    user = Rotated(own_broker, "/", tmp_path / "password")
     url = await user.made()
     with structlog.testing.capture_logs() as logs:
         async with staged("rabbitmq", url, password_file=user.file) as stage, stage.hosting(listening(log)):
