@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -150,8 +149,8 @@ class Node:
         call = self._erl_call()
         if code is None or not call:
             return self.run("rabbitmqctl", *arguments)
-        # names of their own: a node knows two callers of one name as one
-        asker = f"asker{os.getpid()}x{threading.get_native_id()}"
+        # a name for each call: a node refuses a second caller of one name, also while it still forgets the first
+        asker = f"asker{os.getpid()}x{time.monotonic_ns()}"
         command = [*call, "-h", asker, "-c", self._cookie, "-sname", self.erlang_name, "-e"]
         done = subprocess.run(
             command,
