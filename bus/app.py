@@ -16,7 +16,7 @@ from .event import Events
 from .logs import logger
 from .middleware.logging import logging
 from .resources import Key
-from .service import Middleware, Service, check
+from .service import Middleware, Service, check, wraps
 from .settings import Settings
 from .transport import Transport
 from .watchdog import watching
@@ -49,7 +49,7 @@ class App:
         self.commands = tuple(commands)
         self._events_package = events
         self._services_package = services
-        self._middleware = tuple(middleware)
+        self._middleware = wraps(f"app {name!r}", middleware)
 
     @cached_property
     def services(self) -> tuple[Service, ...]:

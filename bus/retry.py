@@ -55,11 +55,11 @@ class Policy:
 
     def retry_on(self, *errors: type[BaseException]) -> Policy:
         """Return this policy for these errors only; every other error gives up at once."""
-        return replace(self, only=errors)
+        return replace(self, only=_classes("retry_on", errors))
 
     def give_up_on(self, *errors: type[BaseException]) -> Policy:
         """Return this policy with errors that are never retried."""
-        return replace(self, give_up=(*self.give_up, *errors))
+        return replace(self, give_up=(*self.give_up, *_classes("give_up_on", errors)))
 
     def __str__(self) -> str:
         waits = ", ".join(f"{delay.total_seconds():g}" for delay in self.delays[:8])
@@ -70,12 +70,12 @@ class Policy:
 
 def immediate(attempts: int = 3) -> Policy:
     """Try again at once, `attempts` runs in all."""
-    return _policy(attempts, [0.0] * (attempts - 1), jitter=False)
+    return _policy([0.0] * _retries(attempts), jitter=False)
 
 
 def fixed(attempts: int, delay: Seconds) -> Policy:
     """Try again after the same delay (seconds or a timedelta) each time, `attempts` runs in all."""
-    return _policy(attempts, [_seconds(delay)] * (attempts - 1), jitter=False)
+    return _policy([_seconds("delay", delay)] * _retries(attempts), jitter=False)
 
 
 def exponential(
@@ -86,18 +86,36 @@ def exponential(
     With `jitter`, each retry picks its delay by chance among its own and the neighbouring steps. A policy has at most
     six distinct delays (each is a queue at the broker): where there are more, delays are rounded up to one of six.
     """
-    wait, most = _seconds(first), _seconds(limit)
-    if not factor >= 1:
-        raise ConfigurationError(f"exponential(factor={factor}): the factor must be 1 or more")
+    wait, most = _seconds("first", first), _seconds("limit", limit)
+    if not isinstance(factor, int | float) or not factor >= 1:
+        raise ConfigurationError(f"exponential(factor={factor!r}): the factor must be 1 or more")
     waits = []
-    for _ in range(min(attempts, MOST_ATTEMPTS) - 1):
+    for _ in range(_retries(attempts)):
         waits.append(min(wait, most))
         wait = waits[-1] * factor
-    return _policy(attempts, _rounded(waits), jitter=jitter)
+    return _policy(_rounded(waits), jitter=jitter)
 
 
-def _seconds(given: Seconds) -> float:
+def _retries(attempts: int) -> int:
+    """Return how many runs come after the first."""
+    if not isinstance(attempts, int) or not 1 <= attempts <= MOST_ATTEMPTS:
+        raise ConfigurationError(
+            f"a retry policy with attempts={attempts!r}: it takes 1 to {MOST_ATTEMPTS} runs in all"
+        )
+    return attempts - 1
+
+
+def _seconds(name: str, given: Seconds) -> float:
+    if not isinstance(given, int | float | timedelta):
+        raise ConfigurationError(f"a retry policy with {name}={given!r}: it takes seconds, or a timedelta")
     return given.total_seconds() if isinstance(given, timedelta) else float(given)
+
+
+def _classes(name: str, errors: tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
+    for each in errors:
+        if not isinstance(each, type) or not issubclass(each, BaseException):
+            raise ConfigurationError(f"{name}({each!r}): it takes classes of exceptions, such as {name}(ValueError)")
+    return errors
 
 
 def _rounded(waits: list[float]) -> list[float]:
@@ -109,11 +127,9 @@ def _rounded(waits: list[float]) -> list[float]:
     return [next(step for step in kept if step >= wait) for wait in waits]
 
 
-def _policy(attempts: int, waits: list[float], *, jitter: bool) -> Policy:
-    if not 1 <= attempts <= MOST_ATTEMPTS:
-        raise ConfigurationError(f"a retry policy with attempts={attempts}: it takes 1 to {MOST_ATTEMPTS} runs in all")
+def _policy(waits: list[float], *, jitter: bool) -> Policy:
     if any(not 0 <= wait <= LONGEST_DELAY.total_seconds() for wait in waits):
         raise ConfigurationError("a retry policy's delays must lie between 0 and 310 days")
     # the broker counts in milliseconds, and a retry is never early
     delays = tuple(timedelta(milliseconds=-(-round(wait * 1_000_000) // 1000)) for wait in waits)
-    return Policy(attempts, delays, jitter)
+    return Policy(len(delays) + 1, delays, jitter)

@@ -162,7 +162,7 @@ class Service:
     ) -> None:
         self.name = check_name("service", name)
         self.concurrency = _concurrency(f"service {name!r}", concurrency)
-        self.middleware = tuple(middleware)
+        self.middleware = wraps(f"service {name!r}", middleware)
         if store is not None and not is_store(store):
             raise ConfigurationError(
                 f'service {name!r}: store={store!r} is no store; write store=SqliteStore("{name}.db")'
@@ -211,6 +211,20 @@ class Service:
             return function
 
         return register(function) if function is not None else register
+
+
+def wraps(place: str, given: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    """Return what was given as middleware; raises ConfigurationError for what is none."""
+    if not isinstance(given, list | tuple):
+        raise ConfigurationError(f"{place}: middleware={given!r}; it is a list, such as [breaker()]")
+    for each in given:
+        try:
+            inspect.signature(each).bind("handler", "process")
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"{place}: middleware has {each!r}, which takes no handler and process; write breaker(), not breaker"
+            ) from None
+    return tuple(given)
 
 
 def check(services: Sequence[Service], provided: Mapping[Key, Any] | None = None) -> None:
@@ -307,7 +321,9 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
     concurrency, idempotent = options.get("concurrency"), options.get("idempotent", False)
     if not isinstance(idempotent, bool):
         raise ConfigurationError(f"{place}: idempotent={idempotent!r}; it is True or False")
-    retry, ordered_by = options.get("retry") or exponential(), options.get("ordered_by")
+    retry, ordered_by = options.get("retry", exponential()), options.get("ordered_by")
+    if not isinstance(retry, Policy):
+        raise ConfigurationError(f"{place}: retry={retry!r}; it is a policy, such as exponential() or immediate(3)")
     return Handler(
         service=service.name,
         name=check_name(f"{place}: handler", options.get("name") or function.__name__),

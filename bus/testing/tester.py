@@ -21,7 +21,7 @@ from ..message import Message, Outgoing
 from ..middleware.logging import logging
 from ..outcome import Ack, DeadLetter, Letter, Outcome, Retry
 from ..resources import Key
-from ..service import Handler, Middleware, Process, Service, check
+from ..service import Handler, Middleware, Process, Service, check, wraps
 from ..settings import Settings
 from ..transport import Delivery
 from ..transport.memory import MemoryTransport
@@ -76,7 +76,7 @@ class Tester(Bus):
         super().__init__(self.transport, self.settings, "/test")
         self.services = services
         self.resources: dict[Key, Any] = {Bus: self, **(resources or {})}
-        self.middleware = tuple(middleware)
+        self.middleware = wraps("Tester()", middleware)
         self._events = named(services)
         self._random = Random(0)
         self._scope = ExitStack()

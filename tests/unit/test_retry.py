@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from datetime import timedelta
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -183,3 +186,23 @@ def test_a_policy_played_to_its_end_keeps_its_word(policy: Policy, seed: int) ->
         assert abs(steps.index(wait) - at) <= policy.jitter, "the step or a neighbour, without jitter the step"
     assert sum(waits, timedelta()) <= policy.longest
     assert policy.decide(1 << 64, ValueError(), random) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: immediate("3"), "attempts='3': it takes 1 to 1000 runs in all"),
+        (lambda: immediate(2.5), "attempts=2.5"),
+        (lambda: fixed(3, "2"), "delay='2': it takes seconds, or a timedelta"),
+        (lambda: exponential(first=None), "first=None: it takes seconds"),
+        (lambda: exponential(limit="5 m"), "limit='5 m': it takes seconds"),
+        (lambda: exponential(factor="4"), r"exponential\(factor='4'\): the factor must be 1 or more"),
+        (lambda: exponential(factor=math.nan), "the factor must be 1 or more"),
+        (lambda: immediate(3).retry_on(ValueError()), r"retry_on\(ValueError\(\)\): it takes classes of exceptions"),
+        (lambda: immediate(3).give_up_on("ValueError"), r"give_up_on\('ValueError'\): it takes classes"),
+        (lambda: immediate(3).give_up_on(int), "it takes classes of exceptions"),
+    ],
+)
+def test_a_policy_of_what_is_no_number_and_no_exception_is_refused(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        make()

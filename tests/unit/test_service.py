@@ -10,8 +10,22 @@ from typing import Any
 
 import pytest
 
-from bus import ConfigurationError, Context, Event, Events, Message, Queue, Service, SqliteStore, exponential, fixed
+from bus import (
+    App,
+    ConfigurationError,
+    Context,
+    Event,
+    Events,
+    Message,
+    Queue,
+    Service,
+    SqliteStore,
+    breaker,
+    exponential,
+    fixed,
+)
 from bus.service import DEPLOY_STEP, check
+from bus.testing import Tester
 
 
 class Placed(Event, type="order.placed"):
@@ -177,6 +191,30 @@ def test_a_service_that_queues_cannot_be_named_by_is_refused(name: str) -> None:
 def test_a_service_runs_one_delivery_at_least(concurrency: int) -> None:
     with pytest.raises(ConfigurationError, match=f"service 'shop': concurrency={concurrency}"):
         Service("shop", concurrency=concurrency)
+
+
+@pytest.mark.parametrize(
+    ("middleware", "told"),
+    [
+        (breaker(), r"middleware=.*; it is a list, such as \[breaker\(\)\]"),
+        (None, "middleware=None; it is a list"),
+        ([breaker], r"middleware has .* takes no handler and process; write breaker\(\), not breaker"),
+        (["breaker"], "middleware has 'breaker', which takes no handler and process"),
+    ],
+)
+def test_middleware_that_wraps_nothing_is_refused_where_it_is_given(middleware: Any, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"service 'shop': {told}"):
+        Service("shop", middleware=middleware)
+    with pytest.raises(ConfigurationError, match=f"app 'shop': {told}"):
+        App("shop", events="events", services="handlers", middleware=middleware)
+    with pytest.raises(ConfigurationError, match=rf"Tester\(\): {told}"):
+        Tester(Service("shop"), middleware=middleware)
+
+
+@pytest.mark.parametrize("retry", [3, None, exponential])
+def test_a_retry_that_is_no_policy_is_refused_with_its_place(retry: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"test_service\.py:\d+\): retry=.*; it is a policy"):
+        Service("shop").on(Placed, retry=retry)(fine)
 
 
 @pytest.mark.parametrize("name", ["a", "inventory_updates", "Theirs.v2", "a-b c", "x" * 255])
