@@ -75,8 +75,10 @@ class Cluster:
     def cut_off(self, node: Node) -> None:
         """Part a node from the others, as a network does: neither side reaches the other. Clients reach both."""
         others = ",".join(f"'{other.erlang_name}'" for other in self.nodes if other is not node)
-        # without the others' cookie it is refused by them, and they by it
-        node.ctl("eval", f"[{{erlang:set_cookie(N, cut_off), erlang:disconnect_node(N)}} || N <- [{others}]].")
+        # without the others' cookie it is refused by them, and they by it. Both are left within microseconds: one that
+        # still sees it has the other take this for a partial partition, and pause until the cluster is whole again
+        left = "process_flag(priority, max), [erlang:disconnect_node(N) || N <- Others]"
+        node.ctl("eval", f"Others = [{others}], [erlang:set_cookie(N, cut_off) || N <- Others], {left}.")
 
     def heal(self, node: Node) -> None:
         """Have the others reach a node again that was cut off."""
