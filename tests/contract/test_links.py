@@ -143,6 +143,43 @@ async def test_l2_a_handler_whose_queue_is_deleted_still_publishes_what_it_retur
         await results.reaches(1)
 
 
+async def test_l2_a_queue_that_is_deleted_again_and_again_costs_no_channel_each_time(
+    rabbitmq: Stage, broker: Shared, vhost_name: str
+) -> None:
+    log: Log[int] = Log()
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        log.append(placed.number)
+
+    async def channels() -> int:
+        listed = await asyncio.to_thread(broker.node.ctl, "list_channels", "--no-table-headers", "vhost")
+        return listed.split().count(vhost_name)
+
+    async def deleted_and_there_again() -> None:
+        seen = len(log)
+        await asyncio.sleep(0.2)  # 3.10 crashes the connection where a queue goes in the moment it is consumed
+        await channel.queue_delete("steady.work")
+        async with asyncio.timeout(20):
+            while len(log) == seen:
+                await rabbitmq.bus.publish(Placed(number=1))
+                await asyncio.sleep(0.1)
+
+    async with (
+        rabbitmq.hosting(service),
+        await aio_pika.connect(rabbitmq.settings.url) as connection,
+        connection.channel() as channel,
+    ):
+        await rabbitmq.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        await deleted_and_there_again()
+        once = await channels()
+        for _ in range(3):
+            await deleted_and_there_again()
+        assert await channels() == once
+
+
 async def test_l2_a_link_that_only_half_works_is_found(proxy: Proxy, vhost_name: str) -> None:
     log: Log[int] = Log()
     service = Service("steady")

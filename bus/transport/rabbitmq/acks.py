@@ -24,6 +24,10 @@ class Acks:
         """Note a tag that the broker was told of by a frame of its own."""
         self._single.add(tag)
 
+    def __len__(self) -> int:
+        """Return how many tags are done in all."""
+        return self._lowest - 1 + len(self._done) + len(self._single)
+
     def take(self) -> list[tuple[int, bool]]:
         """Return the acks to send now, as (tag, multiple), and forget them."""
         done, single = self._done, self._single

@@ -112,6 +112,7 @@ class Channel:
         self._header = b""
         self._parts: list[bytes] = []
         self._missing = 0
+        self._delivered = 0
         self._future = asyncio.get_running_loop().create_future
         self._goodbye: asyncio.Future[bool] = self._future()
 
@@ -119,6 +120,11 @@ class Channel:
     def idle(self) -> bool:
         """Whether no publish waits for a confirm."""
         return all(batch.future.done() for batch, _, _ in self._pending.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything that came by it is settled."""
+        return len(self.acks) == self._delivered
 
     async def rpc(self, command: Frame) -> Any:
         """Send a request and return the reply; raises what closed the channel."""
@@ -255,6 +261,7 @@ class Channel:
         if method is None:
             raise LinkLost("the broker sent content that belongs to no method")
         if method[3] == 60:  # Basic.Deliver; the other is Basic.Return
+            self._delivered += 1
             if self.error is None:
                 self.on_delivery(Received(self, method, self._header, body))
         else:

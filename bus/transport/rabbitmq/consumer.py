@@ -185,6 +185,9 @@ class Feed:
         channel.on_delivery = lambda _: channel.leave()
         channel.on_cancelled = channel.on_end = lambda: None
         channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
+        for old in self._abandoned:
+            if old.settled:
+                old.leave()
         self._abandoned = [*(old for old in self._abandoned if old.error is None), channel]
 
     async def _opened(self) -> Channel:

@@ -118,17 +118,20 @@ def returned(id: str, key: str = "key", channel: int = 1) -> bytes:
 
 
 class Linked:
-    """Stands for the supervisor of one link."""
+    """Stands for the supervisor of links that are there one after the other."""
 
     trouble = ""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, *links: Link) -> None:
+        self._links = links
+        self.hosts = len(links)
 
     async def link(self) -> Link:
-        if self._link.error is not None:
-            await asyncio.Event().wait()
-        return self._link
+        for link in self._links:
+            if link.error is None:
+                return link
+        await asyncio.Event().wait()
+        raise AssertionError
 
 
 @asynccontextmanager

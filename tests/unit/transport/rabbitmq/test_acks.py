@@ -32,7 +32,8 @@ def test_what_was_finished_is_acked_once_and_nothing_else(seed: int, count: int)
     finished: set[int] = set()
     given_back: set[int] = set()
     arriving = iter(range(1, count + 1))
-    while len(finished) + len(given_back) < count:
+    while len(acks) < count:
+        assert len(acks) == len(finished) + len(given_back)
         match random.choice(("arrive", "finish", "finish", "give back", "flush")):
             case "arrive":
                 if (tag := next(arriving, None)) is not None:

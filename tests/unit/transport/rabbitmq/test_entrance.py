@@ -25,6 +25,14 @@ def storing(entrance: Entrance, *ids: str) -> asyncio.Task[None]:
     return asyncio.ensure_future(entrance.store([parcel(id) for id in ids]))
 
 
+async def begun(entrance: Entrance, peer: Peer, id: str = "0") -> tuple[asyncio.Task[None], int]:
+    """Begin to store one, and return that and the channel by which it went; it waits for its confirm."""
+    first = storing(entrance, id)
+    channel = await open_channel(peer)
+    assert await published(peer) == channel
+    return first, channel
+
+
 async def another(peer: Peer, left: int) -> int:
     """Answer as one channel is closed and another opened; return that."""
     closed, command = await peer.command()
@@ -43,9 +51,7 @@ async def confirmed(peer: Peer, numbers: Sequence[int], channel: int) -> None:
 
 async def test_nothing_is_sent_behind_what_waits_for_its_confirm_and_what_comes_meanwhile_goes_together() -> None:
     async with entrance(60) as (letters, peer):
-        first = storing(letters, "1")
-        channel = await open_channel(peer)
-        assert await published(peer) == channel
+        first, channel = await begun(letters, peer, "1")
         others = [storing(letters, "2"), storing(letters, "3", "4")]
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
@@ -77,9 +83,7 @@ async def test_a_confirm_is_not_believed_where_an_older_one_is_missing_and_all_g
 
 async def test_what_a_cancelled_one_left_behind_is_not_followed_by_anything_on_its_channel() -> None:
     async with entrance(60) as (letters, peer):
-        impatient = storing(letters, "1")
-        left = await open_channel(peer)
-        await published(peer)
+        impatient, left = await begun(letters, peer, "1")
         impatient.cancel()
         patient = storing(letters, "2")
         channel = await another(peer, left)
@@ -90,9 +94,7 @@ async def test_what_a_cancelled_one_left_behind_is_not_followed_by_anything_on_i
 
 async def test_two_of_one_id_are_told_apart() -> None:
     async with entrance(60) as (letters, peer):
-        waits = storing(letters, "0")
-        channel = await open_channel(peer)
-        await published(peer)
+        waits, channel = await begun(letters, peer)
         twins = [storing(letters, "1"), storing(letters, "1")]
         await asyncio.sleep(0)
         peer.send(commands.Basic.Ack(1), channel)
@@ -103,9 +105,7 @@ async def test_two_of_one_id_are_told_apart() -> None:
 
 async def test_each_is_told_its_own_fate() -> None:
     async with entrance(60) as (letters, peer):
-        waits = storing(letters, "0")
-        channel = await open_channel(peer)
-        await published(peer)
+        waits, channel = await begun(letters, peer)
         wanted, unwanted = storing(letters, "1"), storing(letters, "2")
         await asyncio.sleep(0)
         peer.send(commands.Basic.Ack(1), channel)
@@ -120,9 +120,7 @@ async def test_each_is_told_its_own_fate() -> None:
 
 async def test_a_letter_that_fits_into_no_frame_takes_no_other_along() -> None:
     async with entrance(60) as (letters, peer):
-        waits = storing(letters, "0")
-        channel = await open_channel(peer)
-        await published(peer)
+        waits, channel = await begun(letters, peer)
         good = [storing(letters, "1"), storing(letters, "2")]
         too_long = asyncio.ensure_future(letters.store([parcel("3", properties=b"x" * 200_000)]))
         await asyncio.sleep(0)

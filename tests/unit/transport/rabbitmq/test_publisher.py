@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from pamqp import commands
 
 from bus import BusUnavailable
 from bus.transport.rabbitmq import publisher as publisher_module
+from bus.transport.rabbitmq.address import Address
+from bus.transport.rabbitmq.publisher import Publisher
 
-from .peer import open_channel, parcel, published, publishing
+from .peer import Linked, Peer, connected, open_channel, parcel, published, publishing
 
 
 async def test_the_opening_of_a_channel_does_not_begin_anew_with_each_publish_whose_time_is_over() -> None:
@@ -83,3 +86,42 @@ async def test_a_blocked_link_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -
             await publisher.publish([parcel("1")])
         assert link.error is None
         assert "low on memory" in link.blocked
+
+
+@pytest.mark.parametrize("another", [True, False], ids=["another", "the same"])
+async def test_a_host_that_confirmed_nothing_is_cut_off_where_another_confirms_and_not_where_it_does_so_itself(
+    another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "ASK_AFTER", 0.02)
+    cut_off: list[Address] = []
+    async with connected() as (first, silent), connected() as (second, confirming), asyncio.TaskGroup() as tasks:
+        if not another:
+            monkeypatch.setattr(second, "address", first.address)
+        supervisor: Any = Linked(first, second)
+        publisher = Publisher(supervisor, "events", 60, lambda address, _: cut_off.append(address))
+        keeping = tasks.create_task(publisher.keep())
+        publish = tasks.create_task(publisher.publish([parcel("1")]))
+        await open_channel(silent)
+        await published(silent)
+        await answers_until_it_is_left(silent)
+        assert cut_off == []
+        channel = await open_channel(confirming)
+        assert await published(confirming) == channel
+        confirming.send(commands.Basic.Ack(1), channel)
+        await publish
+        assert cut_off == [first.address] * another
+        await publisher.aclose()
+        keeping.cancel()
+
+
+async def answers_until_it_is_left(peer: Peer) -> None:
+    """Answer whatever is asked, and confirm nothing."""
+    while True:
+        try:
+            number, command = await peer.command()
+        except asyncio.IncompleteReadError:
+            return
+        if isinstance(command, commands.Channel.Open):
+            peer.send(commands.Channel.OpenOk(), number)
+        elif isinstance(command, commands.Channel.Close):
+            peer.send(commands.Channel.CloseOk(), number)
