@@ -47,9 +47,10 @@ async def test_l3_a_handler_is_moved_to_other_arguments_with_its_messages_in_the
 
 
 @pytest.fixture(autouse=True)
-def _no_node_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test wait for what only the kill of a broker needs."""
+def _nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for what only the kill of a broker needs, or a channel that is held up."""
     monkeypatch.setattr(migration, "YOUNG", 0.0)
+    monkeypatch.setattr(migration, "ROUTED_WITHIN", 0.0)
 
 
 async def ignored(shipped: Shipped) -> None: ...
@@ -165,6 +166,32 @@ async def waited(stage: Stage, queue: str) -> None:
             else:
                 break
     await asyncio.sleep(0.5)
+
+
+async def test_l3_what_was_routed_to_a_queue_and_comes_to_it_after_it_was_unbound_is_moved_as_well(
+    rabbitmq: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "ROUTED_WITHIN", 1.0)
+    log: Log[str] = Log()
+    await rabbitmq.declare(version(log))
+    await rabbitmq.bus.publish(Placed(number=1, note="a"))
+    unbound = {"bound what stands aside": QUEUE, "bound the new queue": f"{QUEUE}.arriving"}
+
+    async def late(name: str) -> None:
+        await asyncio.sleep(0.3)
+        await rabbitmq.bus.publish(Placed(number=2, note="a"), to=name)  # raises where the queue is gone
+
+    async with asyncio.TaskGroup() as tasks:
+
+        def tell(what: str, moved: int) -> None:
+            if what in unbound:
+                tasks.create_task(late(unbound[what]))
+
+        new = version(log, ordered=True)
+        await rabbitmq.transport.topology.migrate("contract", subscription(new), tell)
+    async with rabbitmq.hosting(new):
+        await log.reaches(3)
+    assert sorted(numbers(log)) == [1, 2, 2]
 
 
 async def test_l3_a_consumer_that_does_not_leave_is_told_and_loses_nothing(

@@ -25,7 +25,7 @@ from .link import Link
 from .mover import Mover, is_stream
 from .moves import BEFORE, SINGLE, TO, Move, before, move_of
 from .record import BINDING, MIGRATED, MIGRATING, QUEUE, Item, Record
-from .topology import Names, queue
+from .topology import ROUTED_WITHIN, Names, queue
 
 
 ASIDE: Final = "aside"
@@ -137,7 +137,7 @@ class Moving:
             if await self._there(self._queue) is not None:
                 await self._switch(self._queue, self._arriving, bindings)
                 self._tell("bound what stands aside", 0)
-                await self._emptied(self._queue, ASIDE)
+                await self._emptied(self._queue, ASIDE, ROUTED_WITHIN)
                 self._tell("deleted the old queue", 0)
             else:
                 await self._bind(self._arriving, bindings)
@@ -159,14 +159,14 @@ class Moving:
             self._tell("brought back what arrived", 0)
             await self._switch(self._arriving, self._queue, bindings)
             self._tell("bound the new queue", 0)
-            await self._emptied(self._arriving, BACK)
+            await self._emptied(self._arriving, BACK, ROUTED_WITHIN)
         else:
             await self._bind(self._queue, bindings)
         await self._unbind(self._queue, back)
         self._tell("deleted what stood aside", 0)
 
-    async def _emptied(self, source: str, key: str) -> None:
-        """Move everything out of a queue, wait until nobody else holds anything of it, and delete it.
+    async def _emptied(self, source: str, key: str, wait: float = 0.0) -> None:
+        """Move everything out of a queue, wait until nobody else holds anything of it, and delete it, after a wait.
 
         A quorum queue counts a consumer that was cancelled until what it holds is settled; so with no messages and no
         consumers there is nothing left. Between that answer and the deletion it is consumed here, and what came in
@@ -174,9 +174,11 @@ class Moving:
         """
         mover = await self._mover(source, key)
         consumers, since, clock = 0, 0.0, asyncio.get_running_loop().time
+        not_before = clock() + wait
         while True:
             left = await mover.drain()
-            if left == (0, 0) and await mover.delete(DELETED_WITHIN):
+            if left == (0, 0) and clock() >= not_before:
+                await mover.delete(DELETED_WITHIN)
                 return
             if left[1] != consumers:
                 consumers, since = left[1], clock()

@@ -89,7 +89,7 @@ class Mover:
             await self._move()
         return await self._left()
 
-    async def delete(self, within: float) -> bool:
+    async def delete(self, within: float) -> None:
         """Delete the queue, which is empty and which nobody has; move what comes in until it is gone."""
         # one behind the other without a wait, so that nobody gets in between
         self._consumers += 1
@@ -101,7 +101,6 @@ class Mover:
             await self._move(ack=False)
         self._taking.leave()
         self._storing.leave()
-        return True
 
     async def _consume(self) -> str:
         # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again

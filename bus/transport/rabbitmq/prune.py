@@ -22,7 +22,7 @@ from .link import Link
 from .record import BINDING, EXCHANGE, QUEUE, Fold, Item
 from .stream import Streams
 from .survey import Seen, look
-from .topology import Names, Queue
+from .topology import ROUTED_WITHIN, Names, Queue
 
 
 AT_ONCE: Final = 8
@@ -124,6 +124,7 @@ class Removal:
             await self._if_there(_unbinding(part.name, exchange, key))
         await ask(channel, commands.Basic.Qos(prefetch_count=HELD))
         await ask(channel, commands.Basic.Consume(queue=part.name))
+        await asyncio.sleep(ROUTED_WITHIN)
         (seen,) = await look(self.link, [part])
         kept = self._must_stay(part, seen, ours=1) or (CAME_IN if came else "")
         if kept:

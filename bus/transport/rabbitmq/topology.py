@@ -36,6 +36,10 @@ ANSWER_WITHIN: Final = 30.0
 """Seconds that one subscription, or the delay cascade, may take to be declared before its connection is given up."""
 STREAM: Final[FieldTable] = {"x-queue-type": "stream"}
 """Arguments of a generation of dead letters, and of the record: kept without limit."""
+ROUTED_WITHIN: Final = 1.0
+"""Seconds within which a queue has what was routed to it before it was unbound: a channel that is held up between the
+two, or a node that hears of the unbinding late, would publish into a queue that is deleted, and be told that it is
+stored."""
 MARKS: Final = "suspects"
 """The routing key of the marks: by it they go from the exchange of the retries to their stream, and no retry has it."""
 REMEDY: Final = "run `python app.py topology apply` as a user who may configure"
