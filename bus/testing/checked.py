@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any, TypeAlias
 
 from ..errors import ConfigurationError
+from ..store import Store
 from .tester import Tester
 
 
@@ -110,6 +111,12 @@ def _refuse_shared(given: Tester, before: Tester) -> None:
         raise ConfigurationError(
             "simulate(build, …): build returned the same Tester twice, and each run needs its own: make it in build"
         )
+    for name in _stores(given).keys() & _stores(before).keys():
+        if _stores(given)[name] is _stores(before)[name]:
+            raise ConfigurationError(
+                f"simulate(build, …): the store of service {name!r} is the same for two runs, and what one run records "
+                'in it is done for the next: replace it in build, as in resources={Store: SqliteStore(":memory:")}'
+            )
     old = {id(value) for value in before.resources.values()}
     for value in given.resources.values():
         if id(value) in old and not _is_value(value):
@@ -118,6 +125,12 @@ def _refuse_shared(given: Tester, before: Tester) -> None:
                 f"simulate(build, …): build gave the same {name} object for two runs, and what one run leaves in it is "
                 f"seen by the next: make it in build, as in resources={{{name}: {name}()}}"
             )
+
+
+def _stores(given: Tester) -> dict[str, Store]:
+    """Return the stores that services of a Tester have of their own, and that nothing replaces."""
+    own = {service.name: service.store for service in given.services}
+    return {name: store for name, store in own.items() if store is not None and Store not in given.resources}
 
 
 def _is_value(thing: object) -> bool:

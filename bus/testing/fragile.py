@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from ..errors import BusUnavailable, DeliveryLost, Fate
 from ..message import Outgoing
-from ..outcome import Ack, DeadLetter, Outcome, Retry
+from ..outcome import Ack, DeadLetter, Outcome, Release, Retry
 from ..transport.memory import MemoryConsumer, MemoryDelivery, MemoryQueue, MemoryTransport, Stored
 from .faults import Course
 from .generation import in_a_worker
@@ -151,7 +151,13 @@ class FragileConsumer(MemoryConsumer):
         self._fragile = transport
 
     async def __anext__(self) -> MemoryDelivery:
+        await asyncio.sleep(0)
         delivery = await super().__anext__()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._give_back(delivery.stored)
+            raise
         return FragileDelivery(self._fragile, self._queue, self, delivery.stored, suspect=delivery.suspect)
 
     def offer(self, stored: Stored) -> bool:
@@ -182,7 +188,12 @@ class FragileDelivery(MemoryDelivery):
         self._queue = queue
 
     async def settle(self, outcome: Outcome) -> None:
-        """Store every copy, then ack; what comes between is a crash's or a lost connection's."""
+        """Store every copy, then ack; what comes between is a crash's or a lost connection's, before and after too."""
+        if isinstance(outcome, Release):
+            # what is released comes back, as it would by a crash
+            await super().settle(outcome)
+            return
+        await asyncio.sleep(0)
         match outcome:
             case Ack(publish=published) if published:
                 self._require()
@@ -194,6 +205,7 @@ class FragileDelivery(MemoryDelivery):
                 await asyncio.sleep(0)
                 outcome = Ack()
         await super().settle(outcome)
+        await asyncio.sleep(0)
 
     def _require(self) -> None:
         if self.lost:

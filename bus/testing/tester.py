@@ -115,8 +115,10 @@ class Tester(Bus):
         self._stop.set()
         try:
             stuck = await self._ended()
-            for generation in self._gone:
-                await generation.dispose()
+            # the last of them may have crashed, with no other started yet
+            for generation in (*self._gone, self._generation):
+                if generation is not None:
+                    await generation.dispose()
             await self.transport.aclose()
         finally:
             self._scope.close()
@@ -137,7 +139,6 @@ class Tester(Bus):
             return None
         assert self._generation is not None
         self._generation.abandon()
-        self._gone.append(self._generation)
         told = f"the worker did not end within {CLOSING:g} s of being cancelled"
         if not +self._running:
             return f"{told}: a resource does not close, or a task of it or of a handler swallows CancelledError"

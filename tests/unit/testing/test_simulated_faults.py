@@ -121,9 +121,34 @@ def test_a_worker_that_does_not_come_again_is_told_with_its_seed() -> None:
         return Tester(service)
 
     with pytest.raises(
-        SimulationFailed, match=r"(?s)ConnectionError: the port is taken.*faults that it takes: crash at"
+        SimulationFailed, match=r"(?s)ConnectionError: the port is taken.*faults that it takes: (crash|stop) at"
     ):
         simulate(build, one, seeds=range(50))
+
+
+def test_a_crash_comes_between_any_two_of_receiving_and_running_and_settling_though_the_handler_awaits_nothing() -> (
+    None
+):
+    service = Service("prices")
+    runs: list[int] = []
+
+    @service.on(Asked)
+    async def tell(asked: Asked, seen: Seen) -> None:
+        seen.append(asked.number)
+
+    def build() -> Tester:
+        return Tester(service, resources={Seen: Seen()})
+
+    async def once(bus: Tester) -> None:
+        await one(bus)
+        runs.append(len(bus.resources[Seen]))
+
+    met = set()
+    for at in range(1, _run(build, once, 0, ()).counts["step"] + 1):
+        told = str(_run(build, once, 0, [Fault("crash", at, 1)]).story.lines())
+        if "the worker crashes" in told:
+            met.add(("with prices.tell unsettled" in told, runs[-1]))
+    assert met == {(False, 1), (True, 1), (True, 2)}, "nothing taken; taken and not run; run and not settled"
 
 
 def test_no_reply_comes_over_a_lost_connection_and_the_request_says_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random
@@ -20,7 +21,8 @@ from bus.testing.fragile import FragileDelivery
 from bus.testing.simulation import _run
 from bus.transport.memory import MemoryConsumer, MemoryDelivery
 from events.order import OrderLine, OrderPlaced
-from handlers.inventory import Article, Warehouse, inventory
+from events.payment import PaymentRefunded, PaymentRefused
+from handlers.inventory import Article, Warehouse, inventory, reserve_stock, warehouse
 from handlers.notification import Mailbox, notification
 from handlers.order import OrderBook, State, order
 from handlers.payment import PaymentProvider, payment
@@ -174,7 +176,10 @@ def test_a_build_that_returns_something_else_is_told() -> None:
 ORDERS = {UUID(int=number): customer for number, customer in enumerate(("ada", "poor", "far", "bob"))}
 
 
-def shop(provider: type[PaymentProvider] = PaymentProvider) -> Tester:
+BY_FAULTS = "the faults that it takes: [a-z]+ at "
+
+
+def shop(provider: type[PaymentProvider] = PaymentProvider, inventory: Service = inventory) -> Tester:
     """Return the shop with two cups for each of two customers, and one cup too few for the third that could pay."""
     return Tester(
         *(inventory, payment, order, shipping, notification),
@@ -234,16 +239,31 @@ def test_an_ack_before_the_publish_is_found(monkeypatch: pytest.MonkeyPatch) -> 
             await self._fragile.store(published)
 
     monkeypatch.setattr(FragileDelivery, "settle", settle)
-    with pytest.raises(SimulationFailed):
+    with pytest.raises(SimulationFailed, match=BY_FAULTS):
         simulate(shop, every_order_ends_well, seeds=range(200))
 
 
-def test_a_release_that_is_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_that_is_lost_is_found() -> None:
+    hasty = Service("inventory")
+    hasty.resource(warehouse)
+    hasty.on(OrderPlaced)(reserve_stock)
+
+    @hasty.on(PaymentRefused, PaymentRefunded)
+    async def release_stock(unpaid: PaymentRefused | PaymentRefunded, warehouse: Warehouse) -> None:
+        lines = warehouse.reserved.pop(unpaid.order_id, Counter[str]())
+        await asyncio.sleep(0)
+        warehouse.left += lines
+
+    with pytest.raises(SimulationFailed, match=BY_FAULTS):
+        simulate(lambda: shop(inventory=hasty), every_order_ends_well, seeds=range(200))
+
+
+def test_what_a_worker_does_not_give_back_as_it_leaves_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: MemoryConsumer) -> None:
         self._cut = True
         self._queue.consumers.remove(self)
         self._unsettled.clear()
 
     monkeypatch.setattr(MemoryConsumer, "leave", forget)
-    with pytest.raises(SimulationFailed):
+    with pytest.raises(SimulationFailed, match=BY_FAULTS):
         simulate(shop, every_order_ends_well, seeds=range(200))

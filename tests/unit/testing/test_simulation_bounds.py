@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from bus import ConfigurationError, Event, Service, fixed
+from bus import ConfigurationError, Event, Service, SqliteStore, Store, fixed
 from bus.testing import NotSettled, SimulationFailed, Tester, simulate, simulation
 from bus.testing.faults import Fault
 from bus.testing.simulation import _run
@@ -141,6 +141,17 @@ def test_what_a_run_leaves_to_the_next_is_refused() -> None:
         simulate(lambda: tester, one)
     with pytest.raises(ConfigurationError, match=r"same Seen object for two runs.*resources=\{Seen: Seen\(\)\}"):
         simulate(lambda: prices(seen), one)
+
+
+def test_a_store_that_a_run_leaves_to_the_next_is_refused_and_may_be_replaced() -> None:
+    service = Service("prices", store=SqliteStore(":memory:"))
+
+    @service.on(Asked, idempotent=True)
+    async def tell(asked: Asked) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="the store of service 'prices' is the same for two runs"):
+        simulate(lambda: Tester(service), one, seeds=[1])
+    simulate(lambda: Tester(service, resources={Store: SqliteStore(":memory:")}), one, seeds=[1])
 
 
 def test_a_constant_may_be_shared_by_runs() -> None:
