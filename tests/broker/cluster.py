@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from .install import MISSING, NoBroker
+from .install import NoBroker
 from .node import Node
 
 
@@ -36,7 +36,7 @@ class Cluster:
         """Start the nodes that do not run; they find and join one another."""
         first = self.nodes[0]
         if first.programs.image:
-            raise NoBroker(MISSING)
+            raise NoBroker("three nodes need rabbitmq-server itself: install that package; Docker is not enough")
         self.each(lambda node: node.start() if node.pid() is None else None)
         first.ctl("await_online_nodes", str(len(self.nodes)))
 

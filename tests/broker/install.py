@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -97,7 +98,7 @@ def programs() -> Programs:
             return Programs(image=f"rabbitmq:{version or 3}")
         if os.geteuid() == 0 and shutil.which("apt-get"):
             try:
-                if version:
+                if version and DEBIAN[version] != platform.freedesktop_os_release().get("VERSION_CODENAME"):
                     return _unpacked(version)
                 _install("rabbitmq-server")
             except subprocess.SubprocessError as error:
