@@ -1,12 +1,18 @@
-"""Health: what an orchestrator asks a worker over HTTP, and the pauses that an operator asks for on its machine."""
+"""Health: what an orchestrator asks a worker over HTTP, and the pauses that an operator asks for on its machine.
+
+It is answered in a thread, so that a blocked event loop keeps nobody from hearing who blocks it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+from anyio.from_thread import start_blocking_portal
 
 from .endpoint import Answer, Reply, Request, listening, wanted
 from .errors import ConfigurationError
@@ -16,18 +22,48 @@ from .watchdog import Watchdog
 from .worker import MOVING, PAUSED, Worker
 
 
+WITHIN: Final = 1.5
+"""Seconds that the worker's loop has to say whether it is ready; what stands for so long is known to be blocked."""
+
+
 @asynccontextmanager
 async def served(health: Health, http: str) -> AsyncIterator[int | None]:
     """Answer for a worker at `http` ("host:port") meanwhile; "" serves nothing. Yields the port.
 
-    Raises ConfigurationError where it cannot listen.
+    `/metrics` is answered while the loop is blocked, `/readyz` by who blocks it; all else waits for the loop. Raises
+    ConfigurationError where it cannot listen.
     """
+    if not http:
+        yield None
+        return
+    loop = asyncio.get_running_loop()
 
     def answering(asked: Request, reply: Reply) -> None:
-        reply(health.answer(asked))
+        if wanted(asked) == ("metrics", ""):
+            reply(health.metrics())
+        else:
+            once = _first(reply)
+            beside = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(lambda: _tell(beside, once, health.answer(asked)))
+            if wanted(asked) == ("readyz", ""):
+                beside.call_later(WITHIN, lambda: health.tell_blocked(once))
 
-    async with listening(answering, http) as port:
-        yield port
+    with start_blocking_portal(name="health") as portal:
+        # a signal that came to this thread would not wake the main one from what blocks it
+        portal.call(signal.pthread_sigmask, signal.SIG_BLOCK, signal.valid_signals())
+        with portal.wrap_async_context_manager(listening(answering, http)) as port:
+            yield port
+
+
+def _first(reply: Reply) -> Reply:
+    """Return the reply, which takes one answer."""
+    left = [reply]
+    return lambda answer: left.pop()(answer) if left else None
+
+
+def _tell(loop: asyncio.AbstractEventLoop, reply: Reply, answer: Answer) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(reply, answer)
 
 
 @dataclass(slots=True)
@@ -46,7 +82,7 @@ class Health:
             case ("readyz", _):
                 return self.ready()
             case ("metrics", _):
-                return Answer(200, text(self.watchdog.metrics()))
+                return self.metrics()
             case (verb, name):
                 return self._hold(verb, name)
             case Answer() as answer:
@@ -56,12 +92,23 @@ class Health:
         """Return whether every handler consumes, and the state of each."""
         states = {name: self._state(name) for name in self.worker.flows}
         ready = all(state["state"] != "not consuming" for state in states.values())
-        blocked = self.watchdog.blocked
-        status = "stopping" if self.stop.is_set() else "ready" if ready and blocked is None else "not ready"
-        told: dict[str, Any] = {"status": status, "handlers": states}
-        if blocked is not None:
-            told["blocked"] = blocked[0].fields() | {"seconds": round(blocked[1], 2)}
+        blocked = self._blocked()
+        status = "stopping" if self.stop.is_set() else "not ready" if blocked or not ready else "ready"
+        told: dict[str, Any] = {"status": status, "handlers": states} | blocked
         return Answer(200 if status == "ready" else 503, told)
+
+    def metrics(self) -> Answer:
+        """Return the numbers; in any thread."""
+        return Answer(200, text(self.watchdog.metrics()))
+
+    def tell_blocked(self, reply: Reply) -> None:
+        """Answer that the worker is not ready, and who blocks its loop, if anybody does; in any thread."""
+        if blocked := self._blocked():
+            reply(Answer(503, {"status": "not ready"} | blocked))
+
+    def _blocked(self) -> dict[str, Any]:
+        blocked = self.watchdog.blocked
+        return {} if blocked is None else {"blocked": blocked[0].fields() | {"seconds": round(blocked[1], 2)}}
 
     def _state(self, name: str) -> dict[str, Any]:
         """Return a handler's state, and why it is none that consumes all that it may."""

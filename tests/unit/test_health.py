@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +20,7 @@ from bus.discovery import named
 from bus.endpoint import from_here
 from bus.health import Health, served
 from bus.transport.memory import MemoryConsumer
-from bus.watchdog import Culprit, Watchdog
+from bus.watchdog import Culprit, Watchdog, watching
 from bus.worker import Worker
 from tests.contract.stage import Log, Stage, staged
 
@@ -345,6 +347,42 @@ async def test_an_ipv6_host_works() -> None:
                 "status": "ready",
                 "handlers": {},
             }
+
+
+async def test_while_the_loop_is_blocked_metrics_and_readiness_say_so_and_liveness_waits() -> None:
+    heard: list[httpx.Response] = []
+    alive: list[httpx.Response] = []
+    all_heard = threading.Event()
+
+    def ask(port: int) -> None:
+        paths = ("metrics", "readyz", "metrics")
+        heard.extend(httpx.get(f"http://127.0.0.1:{port}/{path}", timeout=60) for path in paths)
+        all_heard.set()
+
+    def ask_livez(port: int) -> None:
+        alive.append(httpx.get(f"http://127.0.0.1:{port}/livez", timeout=60))
+
+    async with staged("memory", "memory://") as stage:
+        worker = Worker(
+            stage.transport, [], app="unit", events=named([]), settings=stage.settings, log=lambda _, process: process
+        )
+        with watching(worker.flows, 0.1) as watchdog:
+            async with served(Health(worker, asyncio.Event(), watchdog), f"127.0.0.1:{free_port()}") as port:
+                asking = [threading.Thread(target=each, args=(port,)) for each in (ask, ask_livez)]
+                for thread in asking:
+                    thread.start()
+                heard_meanwhile = all_heard.wait(10)  # which blocks the loop
+                alive_meanwhile = list(alive)
+                for thread in asking:
+                    await asyncio.to_thread(thread.join)
+    assert heard_meanwhile, "nobody answers while the loop is blocked"
+    assert alive_meanwhile == []
+    _, ready, metrics = heard
+    assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+    assert "test_health.py" in ready.json()["blocked"]["at"]
+    found = re.search(r"^tidegate_loop_blocked_seconds{.*} (.+)$", metrics.text, re.MULTILINE)
+    assert found is not None and float(found[1]) > 0
+    assert [answer.status_code for answer in alive] == [200]
 
 
 async def test_without_the_setting_nothing_listens() -> None:
