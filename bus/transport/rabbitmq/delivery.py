@@ -140,14 +140,22 @@ class RabbitMQDelivery:
         return self._received.channel.error is not None
 
     async def begin(self) -> int:
-        """Mark durably that a run begins; return how many never ended."""
-        began = 0
+        """Mark durably that a run begins; return how many never ended. Where it does not begin, no mark is left."""
+        suspects, key = self._settling.suspects, self._mark_key
+        self._run = self._run or suspects.token()
+        began, tried = 0, False
 
         async def mark() -> None:
-            nonlocal began
-            self._run, began = await self._settling.suspects.begin(self._mark_key)
+            nonlocal began, tried
+            tried = True
+            began = await suspects.begin(key, self._run)
 
-        await self._held(mark)
+        try:
+            await self._held(mark)
+        except (Exception, asyncio.CancelledError):
+            if tried:
+                await self.end()
+            raise
         return began
 
     async def end(self) -> None:
