@@ -14,7 +14,7 @@ from typing import Final
 from .errors import TidegateError
 from .failure import described, text_of
 from .logs import logger
-from .message import Message
+from .message import Message, unique
 from .outcome import Ack, DeadLetter, Outcome, Retry
 from .service import Handler, Process
 from .store import AlreadyCompleted, OpenStore, Transaction
@@ -185,5 +185,4 @@ def unit_of(delivery: Delivery) -> Unit:
 
 def key_of(handler: Handler, message: Message) -> str:
     """Return what a completion is recorded by: the subscription, and a hash of what makes a message unique."""
-    unique = f"{len(message.source)} {message.source}{message.id}".encode("utf-8", "surrogatepass")
-    return f"{handler.subscription_name} {blake2b(unique, digest_size=16).hexdigest()}"
+    return f"{handler.subscription_name} {blake2b(unique(message), digest_size=16).hexdigest()}"

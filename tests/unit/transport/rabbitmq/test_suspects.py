@@ -172,3 +172,16 @@ async def test_a_mark_that_another_begin_has_read_is_not_waited_for() -> None:
     assert await beginning == 0
     assert [mark[BEGUN] for mark in played.marks] == [True, True]
     assert played.marks[0][KEY] != played.marks[1][KEY]
+
+
+async def test_what_one_source_marks_is_nothing_to_another_with_the_same_id() -> None:
+    played = Played()
+    for crashes in range(3):
+        assert await delivery(played.worker(), source="/orders").begin() == crashes
+    assert await delivery(played.worker(), source="/legacy").begin() == 0
+
+
+async def test_marks_of_another_version_are_read_over() -> None:
+    played = Played()
+    played.marks = [{KEY: "work one", TOKEN: "old", BEGUN: True}, {KEY: 7}, {}]
+    assert await delivery(played.worker()).begin() == 0
