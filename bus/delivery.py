@@ -202,7 +202,7 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
     async def settle(delivery: Delivery) -> Outcome:
         message, task = delivery.message, asyncio.current_task()
         assert task is not None
-        key = None if message.id_made_up else (message.id, delivery.attempt)
+        key = None if message.id_made_up else (message.source, message.id, delivery.attempt)
         begun: Run | None = None
         try:
             outcome = await runs.earlier(key) if key is not None and delivery.redelivered else None
@@ -272,8 +272,8 @@ async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, run
     return outcome
 
 
-Run: TypeAlias = tuple[str, int]
-"""A message's id and the attempt."""
+Run: TypeAlias = tuple[str, str, int]
+"""A message's source and id, which only together tell it from every other, and the attempt."""
 
 
 class Runs:
@@ -284,10 +284,12 @@ class Runs:
 
     MOST: Final = 1_000
     """Outcomes that are kept for messages that may come again; the oldest go first."""
+    KEPT: Final = 180.0
+    """Seconds after which what came not again does not come for its lost connection, and may be a replay."""
 
     def __init__(self) -> None:
         self._running: dict[Run, asyncio.Future[Outcome | None] | None] = {}
-        self._unsettled: dict[Run, Outcome] = {}
+        self._unsettled: dict[Run, tuple[Outcome, float]] = {}
 
     def begin(self, key: Run | None) -> Run | None:
         """Note that a run begins, and return its key."""
@@ -305,7 +307,7 @@ class Runs:
         if twin is not None and not twin.done():
             twin.set_result(unsettled)
         elif unsettled is not None:
-            self._unsettled[key] = unsettled
+            self._unsettled[key] = unsettled, asyncio.get_running_loop().time() + self.KEPT
             if len(self._unsettled) > self.MOST:
                 del self._unsettled[next(iter(self._unsettled))]
 
@@ -316,7 +318,8 @@ class Runs:
             if twin is None:
                 twin = self._running[key] = asyncio.get_running_loop().create_future()
             return await asyncio.shield(twin)
-        return self._unsettled.pop(key, None)
+        outcome, until = self._unsettled.pop(key, (None, 0.0))
+        return outcome if until > asyncio.get_running_loop().time() else None
 
 
 def _hopeless(handler: Handler, delivery: Delivery, settings: Settings) -> Outcome | None:

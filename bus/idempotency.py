@@ -12,8 +12,9 @@ from hashlib import blake2b
 from typing import Final
 
 from .errors import TidegateError
+from .failure import described, text_of
 from .logs import logger
-from .message import Message
+from .message import Message, unique
 from .outcome import Ack, DeadLetter, Outcome, Retry
 from .service import Handler, Process
 from .store import AlreadyCompleted, OpenStore, Transaction
@@ -32,16 +33,30 @@ class NotCompleted(TidegateError):
 
 
 class Unit(WrappedDelivery):
-    """A delivery of an idempotent handler, and the transaction that completes it."""
+    """A delivery of an idempotent handler, and the transaction that completes it.
 
-    __slots__ = ("_committed", "known", "transaction")
+    What the store raises is a failure of this run, and of nothing else.
+    """
 
-    def __init__(self, delivery: Delivery, transaction: Transaction) -> None:
+    __slots__ = ("_committed", "_handler", "_store", "_told", "_transaction", "known")
+
+    def __init__(self, delivery: Delivery, handler: Handler, store: OpenStore) -> None:
         super().__init__(delivery)
         self._committed = False
-        self.transaction = transaction
+        self._handler = handler
+        self._store = store
+        self._told = False
+        self._transaction: Transaction | None = None
         self.known = False
         """Whether it was completed before, so that nothing is left to do but to ack it."""
+
+    @property
+    def transaction(self) -> Transaction:
+        """The transaction, made when it is first asked for: by a handler that wants it, or by the completion."""
+        if self._transaction is None:
+            message = self.message
+            self._transaction = self._store.transaction(None if message.id_made_up else key_of(self._handler, message))
+        return self._transaction
 
     @property
     def attempt(self) -> int:
@@ -64,15 +79,37 @@ class Unit(WrappedDelivery):
         Raises NotCompleted where the store did not commit.
         """
         if not isinstance(outcome, Ack):
-            await self.transaction.rollback()
+            await self.rollback()
         elif not self.known:
             outcome = replace(outcome, complete=self._complete)
         await self._delivery.settle(outcome)
 
+    async def rollback(self) -> None:
+        """Undo what was not committed. A store that cannot is told of: without a commit it keeps nothing either."""
+        if self._transaction is not None:
+            try:
+                await self._transaction.rollback()
+            except Exception as error:
+                self._tell("not rolled back", error)
+
     @property
     def undone(self) -> bool:
         """Whether its handler wrote something that was not committed, so that it must run again."""
-        return self.transaction.used and not self._committed
+        if self._committed or self._transaction is None:
+            return False
+        try:
+            return self._transaction.used
+        except Exception as error:
+            self._tell("not known whether it wrote", error)
+            return True
+
+    def _tell(self, what: str, error: Exception) -> None:
+        if self._told:
+            return
+        self._told, handler = True, self._handler
+        logger().warning(
+            what, service=handler.service, handler=handler.name, id=self.message.id, error=described(error)
+        )
 
     async def _complete(self) -> None:
         try:
@@ -80,7 +117,7 @@ class Unit(WrappedDelivery):
         except AlreadyCompleted:
             pass  # by another run at the same time: its effects count, and what this one published has the same ids
         except Exception as error:
-            raise NotCompleted(f"the store did not commit: {error}") from error
+            raise NotCompleted(f"the store did not commit: {text_of(error)}") from error
         self._committed = True
 
 
@@ -101,11 +138,11 @@ def units(handler: Handler, store: OpenStore, process: Process) -> Process:
                     type=message.type,
                     told="the message came without an id, so it is run each time it comes; later ones are counted only",
                 )
-        transaction = store.transaction(None if message.id_made_up else key_of(handler, message))
+        unit = Unit(delivery, handler, store)
         try:
-            return await process(Unit(delivery, transaction))
+            return await process(unit)
         finally:
-            await transaction.rollback()
+            await unit.rollback()
 
     return run
 
@@ -148,5 +185,4 @@ def unit_of(delivery: Delivery) -> Unit:
 
 def key_of(handler: Handler, message: Message) -> str:
     """Return what a completion is recorded by: the subscription, and a hash of what makes a message unique."""
-    unique = f"{len(message.source)} {message.source}{message.id}".encode("utf-8", "surrogatepass")
-    return f"{handler.subscription_name} {blake2b(unique, digest_size=16).hexdigest()}"
+    return f"{handler.subscription_name} {blake2b(unique(message), digest_size=16).hexdigest()}"

@@ -112,7 +112,7 @@ class Lanes:
         self._wake = wake
         self._lanes: dict[str, Lane] = {}
         self._live: OrderedDict[Held, None] = OrderedDict()
-        self._known: OrderedDict[str, Progress] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Progress] = OrderedDict()
         self._taken = 0
         self._full = False
         self._loop = asyncio.get_running_loop()
@@ -215,7 +215,7 @@ class Lanes:
     def _due_at(self, lane: Lane) -> float:
         """Return when the head may run; what came again goes on where it was, what was replayed starts anew."""
         head = lane.waiting[0]
-        if self._known and (known := self._known.pop(head.message.id, None)) is not None and head.redelivered:
+        if self._known and (known := self._known.pop(_known_by(head), None)) is not None and head.redelivered:
             head.go_on_from(known)
         return head.due
 
@@ -243,7 +243,7 @@ class Lanes:
     def _remember(self, held: Held) -> None:
         """Keep what is known of a message that may come again; the oldest goes first."""
         if held.first_failed_at is not None and not held.message.id_made_up:
-            self._known[held.message.id] = held.progress
+            self._known[_known_by(held)] = held.progress
             if len(self._known) > self._window:
                 self._known.popitem(last=False)
 
@@ -259,3 +259,9 @@ class Lanes:
             oldest_key=oldest.lane.key,
             next_try=round(max(oldest.due - self._loop.time(), 0), 1),
         )
+
+
+def _known_by(held: Held) -> tuple[str, str]:
+    """Return what tells a message from every other."""
+    message = held.message
+    return message.source, message.id

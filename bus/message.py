@@ -130,6 +130,11 @@ def derived_id(cause: str, subscription: str, position: int, type: str) -> str:
     return blake2b(f"{cause}\n{subscription}\n{position}\n{type}".encode(), digest_size=16).hexdigest()
 
 
+def unique(message: Message) -> bytes:
+    """Return what tells a message from every other: its source and its id together, as CloudEvents has it."""
+    return f"{len(message.source)} {message.source}{message.id}".encode("utf-8", "surrogatepass")
+
+
 def check_id(id: str) -> str:
     """Return the id if a message may have it; raise ConfigurationError if not."""
     if not 0 < len(_bytes(id, "publish: id")) <= LONGEST_ID or CONTROL.search(id):

@@ -35,7 +35,10 @@ class Transaction(Protocol):
         ...
 
     async def rollback(self) -> None:
-        """Undo what was written, if it was not committed. It may be called at any time, twice too."""
+        """Undo what was written, if it was not committed. It may be called at any time, twice too.
+
+        What it raises is logged, and the run comes to what it would have come to.
+        """
         ...
 
 

@@ -188,6 +188,17 @@ async def test_a_failure_that_was_lost_is_known_when_its_message_comes_again() -
     assert begun(made).attempt == 2
 
 
+async def test_what_is_known_of_a_message_is_not_taken_for_another_of_its_id_and_another_source() -> None:
+    made = lanes()
+    (before,) = filled(made, arrived("1"))
+    await finish(made, again(5, 3))
+    lose(before)
+    made.sweep()
+    filled(made, arrived("1", source="/legacy", redelivered=1))
+    assert ready(made) == ["1"]
+    assert begun(made).attempt == 1
+
+
 async def test_a_replayed_message_starts_at_its_first_attempt_again() -> None:
     made = lanes()
     (before,) = filled(made, arrived("1"))

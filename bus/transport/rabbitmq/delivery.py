@@ -12,7 +12,7 @@ from typing import Any, Final, assert_never
 
 from ...errors import BusUnavailable, DeliveryLost, PublishRefused, Unroutable
 from ...logs import logger
-from ...message import LONGEST_ID, ROUTED, Message, Outgoing
+from ...message import ROUTED, Message, Outgoing, unique
 from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .. import Subscription
 from . import copies, delay, envelope, wire
@@ -140,14 +140,22 @@ class RabbitMQDelivery:
         return self._received.channel.error is not None
 
     async def begin(self) -> int:
-        """Mark durably that a run begins; return how many never ended."""
-        began = 0
+        """Mark durably that a run begins; return how many never ended. Where it does not begin, no mark is left."""
+        suspects, key = self._settling.suspects, self._mark_key
+        self._run = self._run or suspects.token()
+        began, tried = 0, False
 
         async def mark() -> None:
-            nonlocal began
-            self._run, began = await self._settling.suspects.begin(self._mark_key)
+            nonlocal began, tried
+            tried = True
+            began = await suspects.begin(key, self._run)
 
-        await self._held(mark)
+        try:
+            await self._held(mark)
+        except (Exception, asyncio.CancelledError):
+            if tried:
+                await self.end()
+            raise
         return began
 
     async def end(self) -> None:
@@ -158,10 +166,8 @@ class RabbitMQDelivery:
     def _mark_key(self) -> str:
         message = self.message
         # without an id of its own it is known by what it carries: the same bytes kill again
-        id = message.body if message.id_made_up else message.id.encode()
-        # a mark is short, however long a stranger's id is
-        known_by = blake2b(id, digest_size=16).hexdigest() if message.id_made_up or len(id) > LONGEST_ID else message.id
-        return f"{self._settling.subscription.handler} {known_by}"
+        known_by = message.body if message.id_made_up else unique(message)
+        return f"{self._settling.subscription.handler} {blake2b(known_by, digest_size=16).hexdigest()}"
 
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out; every copy is confirmed before the original is acked."""
@@ -211,7 +217,8 @@ class RabbitMQDelivery:
         """What a second handing of the same copy has in common with this one, and a replay has not."""
         exchange = self._exchange
         replay = "" if exchange == self._settling.events else copies.replayed(self._received.header)
-        return self.message.id, self.attempt, exchange, replay
+        message = self._arrived.message
+        return message.source, message.id, self._arrived.attempt, exchange, replay
 
     async def _copied(
         self, store: Callable[[Sequence[Parcel]], Awaitable[None]], copy: Parcel, delay: timedelta = NO_DELAY

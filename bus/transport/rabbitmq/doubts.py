@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 
-Settled: TypeAlias = tuple[str, int, str, str]
-"""A message's id, the attempt, the exchange that it came by, and which replay it comes from, if from any."""
+Settled: TypeAlias = tuple[str, str, int, str, str]
+"""A message's source and id, the attempt, the exchange that it came by, and which replay it comes from, if from any."""
 LAST: Final = 180.0
 """Seconds after which what came not again does not come: a broker misses a silent peer in half of that."""
 

@@ -60,23 +60,31 @@ class Suspects:
         self._reading = asyncio.Lock()
         self._refused = False
 
-    async def begin(self, key: str) -> tuple[str, int]:
-        """Mark that a run of this message begins; return the mark, and how many earlier ones have no end.
+    def token(self) -> str:
+        """Return a new mark: one for each delivery, however often its run begins or has to be noted."""
+        return self._make_token()
 
-        Raises BusUnavailable or PublishRefused where that cannot be stored or read now.
+    async def begin(self, key: str, token: str) -> int:
+        """Mark that a run of this message begins; return how many others of it have no end.
+
+        Raises BusUnavailable or PublishRefused where that cannot be stored or read now; what was stored stands then,
+        until it is ended.
         """
-        token = self._make_token()
         if self._refused:
-            return token, 0
+            return 0
         try:
             await self._append(key, token, begun=True)
-            async with self._reading:
-                await self._read_to(token)
+            try:
+                async with self._reading:
+                    await self._read_to(key, token)
+            except AccessRefused:
+                await self.end(key, token)
+                raise
         except AccessRefused as error:
             self._refused = True
             logger().warning("suspects run unmarked", stream=self._stream, error=str(error))
-            return token, 0
-        return token, len(self._begun.get(key, {token})) - 1
+            return 0
+        return len(self._begun.get(key, set()) - {token})
 
     async def end(self, key: str, token: str) -> None:
         """Mark that the run is over. Where that cannot be stored it is logged, and the run counts as one that died."""
@@ -85,7 +93,7 @@ class Suspects:
         try:
             async with asyncio.timeout(END_WITHIN):
                 await self._append(key, token, begun=False)
-        except (TimeoutError, PublishError) as error:
+        except (TimeoutError, PublishError, AccessRefused) as error:
             logger().warning("the end of a suspect's run is not noted", stream=self._stream, error=str(error))
 
     async def _append(self, key: str, token: str, *, begun: bool) -> None:
@@ -99,8 +107,10 @@ class Suspects:
             await self._declare()
             await self._store([mark])
 
-    async def _read_to(self, token: str) -> None:
-        """Read on until the mark of this token was seen."""
+    async def _read_to(self, key: str, token: str) -> None:
+        """Read on until a mark of this token was seen, by whoever read it."""
+        if token in self._begun.get(key, ()):
+            return
         try:
             async with asyncio.timeout(READ_WITHIN):
                 link = await self._supervisor.link()

@@ -1,0 +1,26 @@
+"""Doubts: what was acked last on a lost connection is acked again, and nothing else is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace as Bare
+
+from bus import Message
+from bus.clock import now
+from bus.transport.rabbitmq.delivery import RabbitMQDelivery
+from bus.transport.rabbitmq.doubts import Doubts, Settled
+
+
+def handed(source: str, id: str = "5") -> Settled:
+    delivery = object.__new__(RabbitMQDelivery)
+    message = Message(id=id, type="order.placed", version=1, source=source, time=now(), body=b"{}")
+    delivery._exchange = "events"
+    delivery._settling = Bare(events="events")  # type: ignore[assignment]
+    delivery._arrived = Bare(message=message, attempt=1)  # type: ignore[assignment]
+    return delivery.handed
+
+
+async def test_what_was_settled_is_known_when_it_comes_again_and_another_of_its_id_is_not() -> None:
+    doubts = Doubts()
+    doubts.add([handed("/orders")])
+    assert not doubts.settled(handed("/legacy"), redelivered=True)
+    assert doubts.settled(handed("/orders"), redelivered=True)

@@ -1,0 +1,187 @@
+"""Marks of suspects, at a stream that is played: a run that never began is no run that died, whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace as Bare
+from typing import Any
+
+import pytest
+
+from bus import Message
+from bus.clock import now
+from bus.errors import DeliveryLost
+from bus.transport.rabbitmq import copies, wire
+from bus.transport.rabbitmq.channel import ChannelClosed, Parcel
+from bus.transport.rabbitmq.delivery import RabbitMQDelivery
+from bus.transport.rabbitmq.suspects import BEGUN, KEY, TOKEN, Suspects
+
+
+NO_REPLICA = ChannelClosed(406, "PRECONDITION_FAILED - stream does not have a running replica on the local node")
+
+
+class Played:
+    """The stream of marks, as far as its broker can be reached, and who reads it."""
+
+    def __init__(self) -> None:
+        self.marks: list[dict[str, Any]] = []
+        self.reads: list[Exception | None] = []
+        """What the next reads come to; None: they wait for ever."""
+        self.confirms: list[asyncio.Event] = []
+        """When the next marks are confirmed; at once, where nothing is said."""
+        self.read = asyncio.Event()
+        self.error: ConnectionError | None = None
+
+    async def store(self, parcels: Sequence[Parcel]) -> None:
+        for parcel in parcels:
+            properties = bytes(12) + parcel.flags.to_bytes(2, "big") + parcel.properties
+            self.marks.append(wire.properties(properties)["headers"])
+        if self.confirms:
+            await self.confirms.pop(0).wait()
+
+    async def declare(self) -> None: ...
+
+    def worker(self) -> Suspects:
+        return Suspects(self, "sick.suspects", "sick.retry", self.store, self.declare)  # type: ignore[arg-type]
+
+    async def link(self) -> Played:
+        return self
+
+    async def channel(self) -> Channel:
+        return Channel(self)
+
+    @property
+    def open(self) -> set[str]:
+        """The tokens of the marks that were not ended."""
+        tokens: set[str] = set()
+        for mark in self.marks:
+            (tokens.add if mark[BEGUN] else tokens.discard)(mark[TOKEN])
+        return tokens
+
+
+class Channel:
+    """A channel that reads the played stream."""
+
+    error = None
+    on_delivery: Callable[[Any], None]
+
+    def __init__(self, played: Played) -> None:
+        self._played = played
+
+    async def rpc(self, command: Any) -> None:
+        if command.name != "Basic.Consume":
+            return
+        self._played.read.set()
+        if self._played.reads:
+            if (failure := self._played.reads.pop(0)) is None:
+                await asyncio.Event().wait()
+            else:
+                raise failure
+        begins = command.arguments["x-stream-offset"]
+        for offset, mark in enumerate(self._played.marks):
+            if begins == "first" or offset >= begins:
+                flags, properties = copies.encode({"headers": {**mark, "x-stream-offset": offset}})
+                header = bytes(12) + flags.to_bytes(2, "big") + properties
+                self.on_delivery(Bare(method=METHOD, header=header))
+
+    def settle(self, tag: int) -> None: ...
+
+    def leave(self) -> None: ...
+
+
+METHOD = bytes.fromhex("003c003c") + b"\x01c" + (1).to_bytes(8, "big") + b"\x00" + b"\x00" + b"\x00"
+
+
+def delivery(suspects: Suspects, *, id: str = "one", source: str = "/orders") -> RabbitMQDelivery:
+    made = object.__new__(RabbitMQDelivery)
+    message = Message(id=id, type="order.placed", version=1, source=source, time=now(), body=b"{}")
+    made._received = Bare(channel=Bare(error=None, closed=asyncio.Event()))  # type: ignore[assignment]
+    made._settling = Bare(suspects=suspects, subscription=Bare(name="sick.work", handler="work"))  # type: ignore[assignment]
+    made._arrived = Bare(message=message)  # type: ignore[assignment]
+    made._run = ""
+    return made
+
+
+async def test_what_could_not_be_read_often_counts_as_one_run_that_begins() -> None:
+    played = Played()
+    played.reads = [NO_REPLICA] * 4
+    suspect = delivery(played.worker())
+    assert await suspect.begin() == 0
+    await suspect.end()
+    assert played.open == set()
+    assert await delivery(played.worker()).begin() == 0
+
+
+async def test_runs_that_began_and_never_ended_are_counted_and_one_in_place_again_is_not() -> None:
+    played = Played()
+    for crashes in range(3):
+        assert await delivery(played.worker()).begin() == crashes
+    last = delivery(played.worker())
+    for _ in range(3):
+        assert await last.begin() == 3
+        await last.end()
+    assert await delivery(played.worker()).begin() == 3
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "lost", "unforeseen"])
+async def test_a_begin_that_ends_before_its_run_leaves_no_mark(ends: str) -> None:
+    played = Played()
+    played.reads = [{"cancelled": None, "lost": NO_REPLICA, "unforeseen": ValueError("unforeseen")}[ends]]
+    suspect = delivery(played.worker())
+    beginning = asyncio.ensure_future(suspect.begin())
+    await played.read.wait()
+    if ends == "cancelled":
+        beginning.cancel()
+    channel = suspect._received.channel
+    channel.error = ConnectionResetError("gone")
+    channel.closed.set()
+    with pytest.raises({"cancelled": asyncio.CancelledError, "lost": DeliveryLost, "unforeseen": ValueError}[ends]):
+        await beginning
+    assert [mark[BEGUN] for mark in played.marks] == [True, False]
+    assert played.open == set()
+
+
+async def test_what_was_lost_before_it_began_stores_nothing() -> None:
+    played = Played()
+    suspect = delivery(played.worker())
+    suspect._received.channel.error = ConnectionResetError("gone")
+    with pytest.raises(DeliveryLost):
+        await suspect.begin()
+    assert played.marks == []
+
+
+async def test_who_may_write_marks_and_not_read_them_leaves_none() -> None:
+    played = Played()
+    played.reads = [ChannelClosed(403, "ACCESS_REFUSED - read access refused")]
+    suspect = delivery(played.worker())
+    assert await suspect.begin() == 0
+    await suspect.end()
+    assert len(played.marks) == 2
+    assert played.open == set()
+
+
+async def test_a_mark_that_another_begin_has_read_is_not_waited_for() -> None:
+    played = Played()
+    worker, late = played.worker(), asyncio.Event()
+    played.confirms = [late]
+    beginning = asyncio.ensure_future(delivery(worker, id="one").begin())
+    await asyncio.sleep(0)
+    assert await delivery(worker, id="other").begin() == 0
+    late.set()
+    assert await beginning == 0
+    assert [mark[BEGUN] for mark in played.marks] == [True, True]
+    assert played.marks[0][KEY] != played.marks[1][KEY]
+
+
+async def test_what_one_source_marks_is_nothing_to_another_with_the_same_id() -> None:
+    played = Played()
+    for crashes in range(3):
+        assert await delivery(played.worker(), source="/orders").begin() == crashes
+    assert await delivery(played.worker(), source="/legacy").begin() == 0
+
+
+async def test_marks_of_another_version_are_read_over() -> None:
+    played = Played()
+    played.marks = [{KEY: "work one", TOKEN: "old", BEGUN: True}, {KEY: 7}, {}]
+    assert await delivery(played.worker()).begin() == 0
