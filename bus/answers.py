@@ -36,7 +36,7 @@ def told(handler: Handler, message: Message, outcome: Outcome, source: str) -> O
         return outcome
     name, failure = handler.subscription_name, outcome.failure
     failed = Failed(handler=name, reason=failure.reason, error_type=failure.error_type, error=failure.error)
-    id = derived_id(message.id, name, 0, FAILED)
+    id = derived_id(message, name, 0, FAILED)
     reply = wrap(failed, id=id, source=source, limit=sys.maxsize, cause=message)
     return replace(outcome, reply=replace(reply, reply_to=None, wants=None))
 

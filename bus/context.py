@@ -63,7 +63,7 @@ class Context:
         made = []
         for position, event in enumerate(events, len(self._outgoing)):
             kind = event.__class__.__schema__.type or event.__class__.__name__
-            id = derived_id(self.message.id, self._subscription, position, kind)
+            id = derived_id(self.message, self._subscription, position, kind)
             message = wrap(event, id=id, source=self._source, limit=self._limit, cause=self.message, headers=headers)
             made.append(Outgoing(message, wait, required, to))
         self._outgoing += made

@@ -125,9 +125,10 @@ class Ids:
         return f"{self._random.getrandbits(128):032x}"
 
 
-def derived_id(cause: str, subscription: str, position: int, type: str) -> str:
+def derived_id(cause: Message, subscription: str, position: int, type: str) -> str:
     """Return the id of the event that a handler publishes: a repeated run publishes the same ids."""
-    return blake2b(f"{cause}\n{subscription}\n{position}\n{type}".encode(), digest_size=16).hexdigest()
+    place = f"\n{subscription}\n{position}\n{type}".encode()
+    return blake2b(unique(cause) + place, digest_size=16).hexdigest()
 
 
 def unique(message: Message) -> bytes:

@@ -51,7 +51,7 @@ def edited(letter: Letter, body: bytes) -> Message:
     structured = old.content_type.startswith(STRUCTURED)
     return replace(
         old,
-        id=derived_id(old.id, f"{letter.service}.{letter.handler}", 0, blake2b(body, digest_size=16).hexdigest()),
+        id=derived_id(old, f"{letter.service}.{letter.handler}", 0, blake2b(body, digest_size=16).hexdigest()),
         body=body,
         correlation_id=old.correlation_id or old.id,
         causation_id=old.id,

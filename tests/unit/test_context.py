@@ -48,8 +48,8 @@ def test_what_is_published_is_kept_in_its_order_with_its_cause() -> None:
 def test_a_repeated_run_publishes_the_same_ids() -> None:
     assert context().publish(Shipped(), Shipped()) == context(attempt=2).publish(Shipped(note="other"), Shipped())
     assert context().publish(Shipped(), Billed()) == [
-        derived_id("cause", "shop.work", 0, "order.shipped"),
-        derived_id("cause", "shop.work", 1, "order.billed"),
+        derived_id(context().message, "shop.work", 0, "order.shipped"),
+        derived_id(context().message, "shop.work", 1, "order.billed"),
     ]
 
 
