@@ -34,6 +34,7 @@ from .resources import Key, Resources
 from .service import Handler, Middleware, Process, awaited
 from .settings import Settings
 from .store import OpenStore
+from .strays import CANCELLED, taken_back
 from .transport import Delivery
 
 
@@ -208,16 +209,16 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
             outcome = await runs.earlier(key) if key is not None and delivery.redelivered else None
             if outcome is None:
                 begun = runs.begin(key)
-                outcome = _checked(await (alone if delivery.suspect else process)(delivery), task)
+                outcome = await _checked(await (alone if delivery.suspect else process)(delivery), task)
         except DeliveryLost:
             runs.end(begun, None)
             return Release()
         except (Exception, asyncio.CancelledError) as error:
-            if task.cancelling():
+            if (failed := await _failure(error, task)) is None:
                 # a stop is neither success nor failure, whatever handler and middleware made of it
                 runs.end(begun, None)
                 raise asyncio.CancelledError from error
-            outcome = judge(handler, delivery, error, random)
+            outcome = judge(handler, delivery, failed, random)
         except BaseException:
             runs.end(begun, None)
             raise
@@ -225,7 +226,7 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
             slots.give()
         lost: Outcome | None = outcome
         try:
-            outcome = await _carry_out(handler, delivery, outcome, runtime)
+            outcome = await _carry_out(handler, delivery, outcome, runtime, task)
             lost = None
         except DeliveryLost:
             return Release()
@@ -255,19 +256,42 @@ def suspected(handler: Handler, process: Process, crash_limit: int) -> Process:
     return run
 
 
-def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
+async def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
     if task.cancelling():
-        raise asyncio.CancelledError
+        if not await taken_back(task):
+            raise asyncio.CancelledError
+        # a failure of its own says more, but a success that was cut short may be none
+        if isinstance(outcome, Ack):
+            raise HandlerError(CANCELLED)
     if not isinstance(outcome, Ack | Retry | DeadLetter | Release):
         raise HandlerError(f"a middleware returned {type(outcome).__qualname__}: it returns an outcome")
     return outcome
 
 
-async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime) -> Outcome:
+async def _failure(error: BaseException, task: asyncio.Task[Any]) -> BaseException | None:
+    """Return what a run failed by; None if it was stopped."""
+    if not task.cancelling():
+        return error
+    if not await taken_back(task):
+        return None
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    cancelled = HandlerError(CANCELLED)
+    cancelled.__cause__ = error
+    return cancelled
+
+
+async def _carry_out(
+    handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime, task: asyncio.Task[Any]
+) -> Outcome:
     try:
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
-    except (Unroutable, NotCompleted) as error:
-        outcome = judge(handler, delivery, error, runtime.random)
+    except (Unroutable, NotCompleted, asyncio.CancelledError) as error:
+        failed: BaseException | None = error
+        if isinstance(error, asyncio.CancelledError) and (failed := await _failure(error, task)) is None:
+            raise
+        assert failed is not None
+        outcome = judge(handler, delivery, failed, runtime.random)
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     return outcome
 

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from .draining import drain
 from .outcome import Release
 from .pace import Pace
 from .service import Handler, Process, Service
+from .strays import Ending, outlived
 from .transport import Consumer, Delivery
 from .watchdog import HANDLING
 
@@ -105,7 +107,14 @@ class Subscriber:
     """
 
     def __init__(
-        self, handler: Handler, gate: Gate, process: Process, unsettled: int, turn: asyncio.Lock, grace: float
+        self,
+        handler: Handler,
+        gate: Gate,
+        process: Process,
+        unsettled: int,
+        turn: asyncio.Lock,
+        grace: float,
+        stubborn: Callable[[], None],
     ) -> None:
         self.handler = handler
         self._name = handler.subscription_name
@@ -115,6 +124,7 @@ class Subscriber:
         self._process = process
         self._turn = turn
         self._grace = grace
+        self._stubborn = stubborn
         self._busy: set[asyncio.Task[None]] = set()
         self._left_over: set[asyncio.Task[None]] = set()
         self._waits: set[asyncio.Timeout] = set()
@@ -124,23 +134,21 @@ class Subscriber:
         """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
         working: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as tasks:
+            with Ending() as ending:
 
-            def another() -> None:
-                if len(working) < self.unsettled:
-                    self._idle += 1
-                    working.append(tasks.create_task(self._work(consumer, stop, another), name=self._name))
+                def another() -> None:
+                    if len(working) < self.unsettled:
+                        self._idle += 1
+                        working.append(tasks.create_task(self._work(consumer, stop, another), name=self._name))
 
-            another()
-            following = tasks.create_task(self._follow(consumer))
-            await stop.wait()
-            following.cancel()
-            for task in working:
-                if task not in self._busy:
-                    task.cancel()
-            await consumer.limit(0)
-            await asyncio.wait(working, timeout=self._grace)
-            for task in working:
-                task.cancel()
+                another()
+                following = tasks.create_task(self._follow(consumer))
+                await stop.wait()
+                ending.begun = True
+                for task in (following, *working):
+                    if task not in self._busy:
+                        task.cancel()
+                await drain(self._name, working, self._grace, self._stubborn, consumer.limit(0))
 
     async def _follow(self, consumer: Consumer) -> None:
         """Carry every change of the handler's flow to the broker."""
@@ -171,17 +179,23 @@ class Subscriber:
         assert task is not None
         HANDLING.set(self._name)
         while not stop.is_set():
-            delivery = await anext(consumer)
-            self._idle -= 1
-            if not self._idle and not stop.is_set():
-                another()
-            if delivery.suspect:
-                await self._run_alone(delivery, consumer, task)
-            else:
-                await self._run(delivery, task)
-            self._idle += 1
-            # a full buffer never suspends, and neither may a handler: the loop has others to serve
-            await asyncio.sleep(0)
+            try:
+                delivery = await anext(consumer)
+                self._idle -= 1
+                try:
+                    if not self._idle and not stop.is_set():
+                        another()
+                    if delivery.suspect:
+                        await self._run_alone(delivery, consumer, task)
+                    else:
+                        await self._run(delivery, task)
+                finally:
+                    self._idle += 1
+                # a full buffer never suspends, and neither may a handler: the loop has others to serve
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if not await outlived(task, self._name):
+                    raise
 
     async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         at_once = not self.handler.flow.stopped and await self._gate.take_now()

@@ -14,8 +14,8 @@ LONGEST_FUNCTION = 50
 
 LAYERS = (
     {"errors", "clock", "topic", "logs", "lots"},
-    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics"},
-    {"watchdog"},
+    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
+    {"watchdog", "strays"},
     {"message"},
     {"outcome", "replies", "topology"},
     {"packing"},
