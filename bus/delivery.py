@@ -10,28 +10,26 @@ Of an idempotent handler, `idempotency.py` stands around `settling` and around `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
-import anyio.to_thread
 
 from . import clock
 from .answers import answered, told
+from .calling import calling
 from .context import Context
-from .deadline import Deadline
 from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
-from .idempotency import NotCompleted, once, undone, unit_of, units
+from .idempotency import NotCompleted, once, undone, units
 from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Key, Resources
-from .service import Handler, Middleware, Process, awaited
+from .service import Handler, Middleware, Process
 from .settings import Settings
 from .store import OpenStore
 from .strays import CANCELLED, taken_back
@@ -40,9 +38,6 @@ from .transport import Delivery
 
 MOST_HEADERS: Final = 48_000
 """Bytes of headers and properties that a message may come with: a copy of it must have room for a failure record."""
-
-Call: TypeAlias = Callable[[Event | Message, Context, Delivery], Awaitable[Any]]
-"""Calls the handler's function with what it subscribed to, and returns what it returned."""
 
 
 class Slots(Protocol):
@@ -91,7 +86,7 @@ def build(
 def running(handler: Handler, runtime: Runtime) -> Process:
     """Return the innermost step: from a delivery to its outcome, with nothing carried out yet."""
     known = handler.known(runtime.events)
-    call = calling(handler, runtime)
+    call = calling(handler, runtime.resources, runtime.threads, runtime.transaction_type)
     name, source = handler.subscription_name, runtime.source
     settings, random = runtime.settings, runtime.random
     unasked = stale(handler, handler.subscription(runtime.events).patterns, settings.deploy_grace)
@@ -138,57 +133,6 @@ def _refuse_unopened(message: Message) -> None:
     # around an event that could not be taken out, fields may fit all the same
     if message.content_type.lower().startswith(STRUCTURED):
         raise Undecodable("the body is in structured mode, and its event cannot be read")
-
-
-def calling(handler: Handler, runtime: Runtime) -> Call:
-    """Return how the handler is called: with its parameters, under its timeout, a plain function in a thread."""
-    function, timeout = handler.function, handler.timeout
-    invoke = _awaited(function, timeout) if awaited(function) else _threaded(function, timeout, runtime.threads)
-    plain = {name: key for name, key in handler.needs.items() if key in (Context, Message)}
-    own = {name for name, key in handler.needs.items() if handler.idempotent and key is runtime.transaction_type}
-    needs = {name: key for name, key in handler.needs.items() if name not in plain and name not in own}
-
-    async def call(given: Event | Message, context: Context, delivery: Delivery) -> Any:
-        values: dict[str, Any] = {name: context if key is Context else context.message for name, key in plain.items()}
-        if own:
-            values |= dict.fromkeys(own, unit_of(delivery).transaction)
-        if not needs:
-            return await invoke(given, values)
-        failed: BaseException | None = None
-        async with AsyncExitStack() as stack:
-            try:
-                return await invoke(given, values | await runtime.resources.values(needs, stack))
-            except BaseException as error:
-                failed = error
-                raise
-        # a resource that kept the exception for itself makes no success of it
-        assert failed is not None
-        raise failed
-
-    return call
-
-
-def _awaited(function: Any, timeout: float) -> Any:
-    deadline = Deadline(timeout)
-
-    async def invoke(given: Event | Message, values: dict[str, Any]) -> Any:
-        return await deadline.run(function(given, **values))
-
-    return invoke
-
-
-def _threaded(function: Any, timeout: float, threads: anyio.CapacityLimiter) -> Any:
-    async def invoke(given: Event | Message, values: dict[str, Any]) -> Any:
-        # a thread cannot be cancelled: its failure is settled when it returns, never beside a running twin
-        started = clock.monotonic()
-        returned = await anyio.to_thread.run_sync(
-            lambda: function(given, **values), abandon_on_cancel=True, limiter=threads
-        )
-        if clock.monotonic() - started > timeout:
-            raise TimeoutError(f"the handler returned after its timeout of {timeout:g} s")
-        return returned
-
-    return invoke
 
 
 def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime) -> Process:

@@ -31,6 +31,6 @@ async def drain(
         task.cancel()
     _, left = await asyncio.wait(working, timeout=ENDS_WITHIN)
     if left:
-        told = "it swallows CancelledError, so that a stop waits for it: let it pass, or raise it again"
+        told = "it swallows CancelledError, or cleans up for too long: let it pass, or raise it again, and be quick"
         logger().error("handler does not end", handler=handler, runs=len(left), told=told)
         stubborn()

@@ -24,7 +24,7 @@ LAYERS = (
     {"context", "resources", "ordering", "store", "wrapped", "provided"},
     {"service"},
     {"middleware", "failure", "answers"},
-    {"deploys", "idempotency"},
+    {"deploys", "idempotency", "calling"},
     {"delivery", "client"},
     {"subscriber", "lanes", "ordered", "opening"},
     {"worker", "discovery"},
