@@ -162,7 +162,9 @@ class OrderedSubscriber:
         return self._lanes.ready.popleft()
 
     def _may_begin(self, *, alone: bool = False) -> bool:
-        return (alone or not self._standing) and not self.handler.flow.stopped
+        # several queues hand out as many as the flow allows, each
+        most = self.handler.flow.most(self.unsettled)
+        return (alone or not self._standing) and (most == self.unsettled or self._lanes.running < most)
 
     async def _run(self, lane: Lane, task: asyncio.Task[None], *, alone: bool = False) -> None:
         await self._gate.take()

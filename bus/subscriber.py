@@ -165,6 +165,7 @@ class Subscriber:
                 # what runs now is not counted by the broker any more
                 self._left_over = set(self._busy)
                 self.limit = wanted
+                flow.tell()
                 # only now: what goes back to a queue that is still consumed comes again at once
                 for wait in () if wanted else self._waits:
                     if not wait.expired():
@@ -198,7 +199,7 @@ class Subscriber:
                     raise
 
     async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        at_once = not self.handler.flow.stopped and await self._gate.take_now()
+        at_once = self._may_begin() and await self._gate.take_now()
         if not at_once and not await self._waited(self._right(), delivery):
             return
         if delivery.lost:
@@ -209,9 +210,10 @@ class Subscriber:
             await self._process(delivery)
         finally:
             self._busy.discard(task)
-            if task in self._left_over:
+            flow = self.handler.flow
+            if task in self._left_over or flow.held:
                 self._left_over.discard(task)
-                self.handler.flow.tell()
+                flow.tell()
 
     async def _run_alone(self, delivery: Delivery, consumer: Consumer, task: asyncio.Task[None]) -> None:
         """Run a suspect beside no other suspect of the process; what is none goes on meanwhile."""
@@ -227,14 +229,18 @@ class Subscriber:
 
     async def _right(self) -> None:
         """Wait for the right to run one delivery, while nothing stops the handler."""
-        flow = self.handler.flow
         while True:
-            while flow.stopped:
-                await flow.changed()
+            while not self._may_begin():
+                await self.handler.flow.changed()
             await self._gate.take()
-            if not flow.stopped:
+            if self._may_begin():
                 return
             self._gate.give()
+
+    def _may_begin(self) -> bool:
+        """Tell whether the flow lets one more begin: several queues hand out as many as it allows, each."""
+        most = self.handler.flow.most(self.unsettled)
+        return most == self.unsettled or len(self._busy - self._left_over) < most
 
     async def _waited(self, turn: Awaitable[object], delivery: Delivery) -> bool:
         """Wait for a turn; give the delivery back where that takes too long, or nothing may begin any more."""
