@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,19 +31,16 @@ class Ending:
     def __init__(self) -> None:
         self.begun = False
         self._owner: asyncio.Task[Any] | None = None
-        self._before: Token[Ending | None] | None = None
 
     def __enter__(self) -> Self:
         self._owner = asyncio.current_task()
-        self._before = _ENDING.set(self)
+        _ENDING.set(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.begun = True
-        assert self._before is not None
-        _ENDING.reset(self._before)
 
     @property
     def real(self) -> bool:
