@@ -7,7 +7,7 @@ limit, so they are overdue in the order in which they began.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 
@@ -25,8 +25,11 @@ class Deadline:
         self._expired: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self, work: Awaitable[T]) -> T:
-        """Await the work; raises TimeoutError if it was cancelled because its time was over, or returned after that."""
+    async def run(self, work: Awaitable[T], waits_for: Sequence[str] = ()) -> T:
+        """Await the work; raises TimeoutError if it was cancelled because its time was over, or returned after that.
+
+        The last of `waits_for` is named as what it waited for then.
+        """
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -38,10 +41,10 @@ class Deadline:
         except BaseException as error:
             # a cancellation that came beside ours goes on as one
             if self._was_late(task) and isinstance(error, asyncio.CancelledError) and not task.cancelling():
-                raise self._too_late() from error
+                raise self._too_late(waits_for) from error
             raise
         if self._was_late(task):
-            raise self._too_late()
+            raise self._too_late(waits_for)
         return result
 
     def _was_late(self, task: asyncio.Task[object]) -> bool:
@@ -53,8 +56,9 @@ class Deadline:
         task.uncancel()
         return True
 
-    def _too_late(self) -> TimeoutError:
-        return TimeoutError(f"the handler ran past its timeout of {self._limit:g} s")
+    def _too_late(self, waits_for: Sequence[str]) -> TimeoutError:
+        waiting = f", waiting for {waits_for[-1]}" if waits_for else ""
+        return TimeoutError(f"the handler ran past its timeout of {self._limit:g} s{waiting}")
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

@@ -10,38 +10,34 @@ Of an idempotent handler, `idempotency.py` stands around `settling` and around `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
-import anyio.to_thread
 
 from . import clock
 from .answers import answered, told
+from .calling import calling
 from .context import Context
-from .deadline import Deadline
 from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
-from .idempotency import NotCompleted, once, undone, unit_of, units
+from .idempotency import NotCompleted, once, undone, units
 from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Key, Resources
-from .service import Handler, Middleware, Process, awaited
+from .service import Handler, Middleware, Process
 from .settings import Settings
 from .store import OpenStore
+from .strays import CANCELLED, taken_back
 from .transport import Delivery
 
 
 MOST_HEADERS: Final = 48_000
 """Bytes of headers and properties that a message may come with: a copy of it must have room for a failure record."""
-
-Call: TypeAlias = Callable[[Event | Message, Context, Delivery], Awaitable[Any]]
-"""Calls the handler's function with what it subscribed to, and returns what it returned."""
 
 
 class Slots(Protocol):
@@ -90,7 +86,7 @@ def build(
 def running(handler: Handler, runtime: Runtime) -> Process:
     """Return the innermost step: from a delivery to its outcome, with nothing carried out yet."""
     known = handler.known(runtime.events)
-    call = calling(handler, runtime)
+    call = calling(handler, runtime.resources, runtime.threads, runtime.transaction_type)
     name, source = handler.subscription_name, runtime.source
     settings, random = runtime.settings, runtime.random
     unasked = stale(handler, handler.subscription(runtime.events).patterns, settings.deploy_grace)
@@ -139,57 +135,6 @@ def _refuse_unopened(message: Message) -> None:
         raise Undecodable("the body is in structured mode, and its event cannot be read")
 
 
-def calling(handler: Handler, runtime: Runtime) -> Call:
-    """Return how the handler is called: with its parameters, under its timeout, a plain function in a thread."""
-    function, timeout = handler.function, handler.timeout
-    invoke = _awaited(function, timeout) if awaited(function) else _threaded(function, timeout, runtime.threads)
-    plain = {name: key for name, key in handler.needs.items() if key in (Context, Message)}
-    own = {name for name, key in handler.needs.items() if handler.idempotent and key is runtime.transaction_type}
-    needs = {name: key for name, key in handler.needs.items() if name not in plain and name not in own}
-
-    async def call(given: Event | Message, context: Context, delivery: Delivery) -> Any:
-        values: dict[str, Any] = {name: context if key is Context else context.message for name, key in plain.items()}
-        if own:
-            values |= dict.fromkeys(own, unit_of(delivery).transaction)
-        if not needs:
-            return await invoke(given, values)
-        failed: BaseException | None = None
-        async with AsyncExitStack() as stack:
-            try:
-                return await invoke(given, values | await runtime.resources.values(needs, stack))
-            except BaseException as error:
-                failed = error
-                raise
-        # a resource that kept the exception for itself makes no success of it
-        assert failed is not None
-        raise failed
-
-    return call
-
-
-def _awaited(function: Any, timeout: float) -> Any:
-    deadline = Deadline(timeout)
-
-    async def invoke(given: Event | Message, values: dict[str, Any]) -> Any:
-        return await deadline.run(function(given, **values))
-
-    return invoke
-
-
-def _threaded(function: Any, timeout: float, threads: anyio.CapacityLimiter) -> Any:
-    async def invoke(given: Event | Message, values: dict[str, Any]) -> Any:
-        # a thread cannot be cancelled: its failure is settled when it returns, never beside a running twin
-        started = clock.monotonic()
-        returned = await anyio.to_thread.run_sync(
-            lambda: function(given, **values), abandon_on_cancel=True, limiter=threads
-        )
-        if clock.monotonic() - started > timeout:
-            raise TimeoutError(f"the handler returned after its timeout of {timeout:g} s")
-        return returned
-
-    return invoke
-
-
 def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime) -> Process:
     """Return the step that carries the outcome out; the slot is free again before, as the broker may take its time.
 
@@ -208,16 +153,16 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
             outcome = await runs.earlier(key) if key is not None and delivery.redelivered else None
             if outcome is None:
                 begun = runs.begin(key)
-                outcome = _checked(await (alone if delivery.suspect else process)(delivery), task)
+                outcome = await _checked(await (alone if delivery.suspect else process)(delivery), task)
         except DeliveryLost:
             runs.end(begun, None)
             return Release()
         except (Exception, asyncio.CancelledError) as error:
-            if task.cancelling():
+            if (failed := await _failure(error, task)) is None:
                 # a stop is neither success nor failure, whatever handler and middleware made of it
                 runs.end(begun, None)
                 raise asyncio.CancelledError from error
-            outcome = judge(handler, delivery, error, random)
+            outcome = judge(handler, delivery, failed, random)
         except BaseException:
             runs.end(begun, None)
             raise
@@ -225,7 +170,7 @@ def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime)
             slots.give()
         lost: Outcome | None = outcome
         try:
-            outcome = await _carry_out(handler, delivery, outcome, runtime)
+            outcome = await _carry_out(handler, delivery, outcome, runtime, task)
             lost = None
         except DeliveryLost:
             return Release()
@@ -255,19 +200,42 @@ def suspected(handler: Handler, process: Process, crash_limit: int) -> Process:
     return run
 
 
-def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
+async def _checked(outcome: Outcome, task: asyncio.Task[Any]) -> Outcome:
     if task.cancelling():
-        raise asyncio.CancelledError
+        if not await taken_back(task):
+            raise asyncio.CancelledError
+        # a failure of its own says more, but a success that was cut short may be none
+        if isinstance(outcome, Ack):
+            raise HandlerError(CANCELLED)
     if not isinstance(outcome, Ack | Retry | DeadLetter | Release):
         raise HandlerError(f"a middleware returned {type(outcome).__qualname__}: it returns an outcome")
     return outcome
 
 
-async def _carry_out(handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime) -> Outcome:
+async def _failure(error: BaseException, task: asyncio.Task[Any]) -> BaseException | None:
+    """Return what a run failed by; None if it was stopped."""
+    if not task.cancelling():
+        return error
+    if not await taken_back(task):
+        return None
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    cancelled = HandlerError(CANCELLED)
+    cancelled.__cause__ = error
+    return cancelled
+
+
+async def _carry_out(
+    handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime, task: asyncio.Task[Any]
+) -> Outcome:
     try:
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
-    except (Unroutable, NotCompleted) as error:
-        outcome = judge(handler, delivery, error, runtime.random)
+    except (Unroutable, NotCompleted, asyncio.CancelledError) as error:
+        failed: BaseException | None = error
+        if isinstance(error, asyncio.CancelledError) and (failed := await _failure(error, task)) is None:
+            raise
+        assert failed is not None
+        outcome = judge(handler, delivery, failed, runtime.random)
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     return outcome
 

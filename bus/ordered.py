@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from .draining import drain
 from .lanes import Held, Lane, Lanes
 from .ordering import KeyOf
 from .service import Handler, Process
+from .strays import Ending, outlived
 from .subscriber import Gate
 from .transport import Consumer
 from .watchdog import HANDLING
@@ -41,6 +43,7 @@ class OrderedSubscriber:
         key_of: KeyOf,
         turn: asyncio.Lock,
         grace: float,
+        stubborn: Callable[[], None],
     ) -> None:
         self.handler = handler
         self._name = handler.subscription_name
@@ -51,6 +54,7 @@ class OrderedSubscriber:
         self._tasks = min(2 * at_once, self.unsettled)
         self._turn = turn
         self._grace = grace
+        self._stubborn = stubborn
         self._lanes = Lanes(handler.subscription_name, key_of, self.unsettled, self._wake_one)
         self._idle: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -67,15 +71,15 @@ class OrderedSubscriber:
         """Run lanes until `stop` is set; then let what runs finish within the grace, and leave the rest unsettled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                working = [tasks.create_task(self._work(stop), name=self._name) for _ in range(self._tasks)]
-                beside = (self._read(consumer), self._follow(consumer), self._renew(consumer))
-                others = [tasks.create_task(each) for each in beside]
-                await stop.wait()
-                for task in (*others, *self._idle):
-                    task.cancel()
-                await asyncio.wait(working, timeout=self._grace)
-                for task in working:
-                    task.cancel()
+                with Ending() as ending:
+                    working = [tasks.create_task(self._work(stop), name=self._name) for _ in range(self._tasks)]
+                    beside = (self._read(consumer), self._follow(consumer), self._renew(consumer))
+                    others = [tasks.create_task(each) for each in beside]
+                    await stop.wait()
+                    ending.begun = True
+                    for task in (*others, *self._idle):
+                        task.cancel()
+                    await drain(self._name, working, self._grace, self._stubborn)
         finally:
             self._lanes.close()
             if self._timer is not None:
@@ -129,18 +133,26 @@ class OrderedSubscriber:
         assert task is not None
         HANDLING.set(self._name)
         while not stop.is_set():
-            self._idle.add(task)
-            lane = await self._next()
-            if lane.waiting and lane.waiting[0].suspect:
-                await self._gate.turn(self._turn)
-                try:
-                    async with self._stand_still():
-                        await self._run(lane, task, alone=True)
-                finally:
-                    self._turn.release()
-            else:
-                await self._run(lane, task)
-            await asyncio.sleep(0)
+            lane: Lane | None = None
+            try:
+                self._idle.add(task)
+                lane = await self._next()
+                if lane.waiting and lane.waiting[0].suspect:
+                    await self._gate.turn(self._turn)
+                    try:
+                        async with self._stand_still():
+                            await self._run(lane, task, alone=True)
+                    finally:
+                        self._turn.release()
+                else:
+                    await self._run(lane, task)
+                lane = None
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if not await outlived(task, self._name):
+                    raise
+                if lane is not None and task in self._idle:
+                    self._lanes.put_back(lane)
 
     async def _next(self) -> Lane:
         while not (self._lanes.ready and self._may_begin()):
@@ -150,7 +162,9 @@ class OrderedSubscriber:
         return self._lanes.ready.popleft()
 
     def _may_begin(self, *, alone: bool = False) -> bool:
-        return (alone or not self._standing) and not self.handler.flow.stopped
+        # several queues hand out as many as the flow allows, each
+        most = self.handler.flow.most(self.unsettled)
+        return (alone or not self._standing) and (most == self.unsettled or self._lanes.running < most)
 
     async def _run(self, lane: Lane, task: asyncio.Task[None], *, alone: bool = False) -> None:
         await self._gate.take()

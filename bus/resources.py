@@ -120,10 +120,18 @@ class Resources:
                     await self._enter(resource, self._open, stack)
             yield
 
-    async def values(self, needs: Mapping[str, Key], stack: AsyncExitStack) -> dict[str, Any]:
-        """Return the arguments for `needs`; those that live for one delivery are opened on `stack`."""
+    async def values(self, needs: Mapping[str, Key], stack: AsyncExitStack, waits_for: list[str]) -> dict[str, Any]:
+        """Return the arguments for `needs`; those that live for one delivery are opened on `stack`.
+
+        Meanwhile `waits_for` ends in the one that is being opened.
+        """
         fresh: dict[Key, Any] = {}
-        return {name: await self._value(key, fresh, stack) for name, key in needs.items()}
+        values = {}
+        for name, key in needs.items():
+            waits_for.append(f"{called(key)} to open")
+            values[name] = await self._value(key, fresh, stack)
+            waits_for.pop()
+        return values
 
     async def _value(self, key: Key, fresh: dict[Key, Any], stack: AsyncExitStack) -> Any:
         if key in self._open:

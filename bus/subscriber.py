@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from .draining import drain
 from .outcome import Release
 from .pace import Pace
 from .service import Handler, Process, Service
+from .strays import Ending, outlived
 from .transport import Consumer, Delivery
 from .watchdog import HANDLING
 
@@ -105,7 +107,14 @@ class Subscriber:
     """
 
     def __init__(
-        self, handler: Handler, gate: Gate, process: Process, unsettled: int, turn: asyncio.Lock, grace: float
+        self,
+        handler: Handler,
+        gate: Gate,
+        process: Process,
+        unsettled: int,
+        turn: asyncio.Lock,
+        grace: float,
+        stubborn: Callable[[], None],
     ) -> None:
         self.handler = handler
         self._name = handler.subscription_name
@@ -115,6 +124,7 @@ class Subscriber:
         self._process = process
         self._turn = turn
         self._grace = grace
+        self._stubborn = stubborn
         self._busy: set[asyncio.Task[None]] = set()
         self._left_over: set[asyncio.Task[None]] = set()
         self._waits: set[asyncio.Timeout] = set()
@@ -124,23 +134,21 @@ class Subscriber:
         """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
         working: list[asyncio.Task[None]] = []
         async with asyncio.TaskGroup() as tasks:
+            with Ending() as ending:
 
-            def another() -> None:
-                if len(working) < self.unsettled:
-                    self._idle += 1
-                    working.append(tasks.create_task(self._work(consumer, stop, another), name=self._name))
+                def another() -> None:
+                    if len(working) < self.unsettled:
+                        self._idle += 1
+                        working.append(tasks.create_task(self._work(consumer, stop, another), name=self._name))
 
-            another()
-            following = tasks.create_task(self._follow(consumer))
-            await stop.wait()
-            following.cancel()
-            for task in working:
-                if task not in self._busy:
-                    task.cancel()
-            await consumer.limit(0)
-            await asyncio.wait(working, timeout=self._grace)
-            for task in working:
-                task.cancel()
+                another()
+                following = tasks.create_task(self._follow(consumer))
+                await stop.wait()
+                ending.begun = True
+                for task in (following, *working):
+                    if task not in self._busy:
+                        task.cancel()
+                await drain(self._name, working, self._grace, self._stubborn, consumer.limit(0))
 
     async def _follow(self, consumer: Consumer) -> None:
         """Carry every change of the handler's flow to the broker."""
@@ -157,6 +165,7 @@ class Subscriber:
                 # what runs now is not counted by the broker any more
                 self._left_over = set(self._busy)
                 self.limit = wanted
+                flow.tell()
                 # only now: what goes back to a queue that is still consumed comes again at once
                 for wait in () if wanted else self._waits:
                     if not wait.expired():
@@ -171,20 +180,26 @@ class Subscriber:
         assert task is not None
         HANDLING.set(self._name)
         while not stop.is_set():
-            delivery = await anext(consumer)
-            self._idle -= 1
-            if not self._idle and not stop.is_set():
-                another()
-            if delivery.suspect:
-                await self._run_alone(delivery, consumer, task)
-            else:
-                await self._run(delivery, task)
-            self._idle += 1
-            # a full buffer never suspends, and neither may a handler: the loop has others to serve
-            await asyncio.sleep(0)
+            try:
+                delivery = await anext(consumer)
+                self._idle -= 1
+                try:
+                    if not self._idle and not stop.is_set():
+                        another()
+                    if delivery.suspect:
+                        await self._run_alone(delivery, consumer, task)
+                    else:
+                        await self._run(delivery, task)
+                finally:
+                    self._idle += 1
+                # a full buffer never suspends, and neither may a handler: the loop has others to serve
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if not await outlived(task, self._name):
+                    raise
 
     async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        at_once = not self.handler.flow.stopped and await self._gate.take_now()
+        at_once = self._may_begin() and await self._gate.take_now()
         if not at_once and not await self._waited(self._right(), delivery):
             return
         if delivery.lost:
@@ -195,9 +210,10 @@ class Subscriber:
             await self._process(delivery)
         finally:
             self._busy.discard(task)
-            if task in self._left_over:
+            flow = self.handler.flow
+            if task in self._left_over or flow.held:
                 self._left_over.discard(task)
-                self.handler.flow.tell()
+                flow.tell()
 
     async def _run_alone(self, delivery: Delivery, consumer: Consumer, task: asyncio.Task[None]) -> None:
         """Run a suspect beside no other suspect of the process; what is none goes on meanwhile."""
@@ -213,14 +229,18 @@ class Subscriber:
 
     async def _right(self) -> None:
         """Wait for the right to run one delivery, while nothing stops the handler."""
-        flow = self.handler.flow
         while True:
-            while flow.stopped:
-                await flow.changed()
+            while not self._may_begin():
+                await self.handler.flow.changed()
             await self._gate.take()
-            if not flow.stopped:
+            if self._may_begin():
                 return
             self._gate.give()
+
+    def _may_begin(self) -> bool:
+        """Tell whether the flow lets one more begin: several queues hand out as many as it allows, each."""
+        most = self.handler.flow.most(self.unsettled)
+        return most == self.unsettled or len(self._busy - self._left_over) < most
 
     async def _waited(self, turn: Awaitable[object], delivery: Delivery) -> bool:
         """Wait for a turn; give the delivery back where that takes too long, or nothing may begin any more."""

@@ -41,7 +41,8 @@ class Worker:
 
     By the name of a handler's subscription, `flows` tells how much each takes, `consumers` who takes it, and `refused`
     why nobody does. By the name of a service, `unavailable` is what opening its resources raised, until they are open.
-    `stores` are those that it has open: who lets it die without a goodbye closes them.
+    `stores` are those that it has open: who lets it die without a goodbye closes them. `stubborn` is called where a
+    handler does not end though it was cancelled, seconds after the grace: `run` waits for it all the same.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Worker:
         self.refused: dict[str, str] = {}
         self.unavailable: dict[str, Exception] = {}
         self.stores: list[AbstractAsyncContextManager[OpenStore]] = []
+        self.stubborn: Callable[[], None] = lambda: None
         self._unclosed: list[Exception] = []
 
     def pause(self, name: str) -> None:
@@ -239,11 +241,11 @@ class Worker:
             known = handler.known(self._events) if handler.events else None
             key_of = keyed(known, handler.ordered_by, self._settings.max_message_bytes)
             at_once, grace = handler.concurrency or service.concurrency, self._settings.grace
-            return OrderedSubscriber(handler, gate, process, at_once, key_of, self._turn, grace)
+            return OrderedSubscriber(handler, gate, process, at_once, key_of, self._turn, grace, self.stubborn)
         unsettled = prefetch(service, handler)
         if handler.rate is not None:
             process = fitted(handler.rate, handler.flow, unsettled, process)
-        return Subscriber(handler, gate, process, unsettled, self._turn, self._settings.grace)
+        return Subscriber(handler, gate, process, unsettled, self._turn, self._settings.grace, self.stubborn)
 
     async def _subscribe(
         self, subscriber: Subscriber | OrderedSubscriber, stop: asyncio.Event, consuming: Countdown

@@ -14,8 +14,8 @@ LONGEST_FUNCTION = 50
 
 LAYERS = (
     {"errors", "clock", "topic", "logs", "lots"},
-    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics"},
-    {"watchdog"},
+    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
+    {"watchdog", "strays"},
     {"message"},
     {"outcome", "replies", "topology"},
     {"packing"},
@@ -24,7 +24,7 @@ LAYERS = (
     {"context", "resources", "ordering", "store", "wrapped", "provided"},
     {"service"},
     {"middleware", "failure", "answers"},
-    {"deploys", "idempotency"},
+    {"deploys", "idempotency", "calling"},
     {"delivery", "client"},
     {"subscriber", "lanes", "ordered", "opening"},
     {"worker", "discovery"},

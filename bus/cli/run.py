@@ -116,6 +116,7 @@ async def _work(
     async with client.transport(settings) as transport:
         log.info("worker starting", services=names)
         worker = app.worker(transport, hosted, settings)
+        worker.stubborn = _leave_now
 
         def consuming() -> None:
             log.info("worker started", services=names, handlers=worker.consuming)
@@ -141,6 +142,14 @@ def _on_fast_loop(work: Coroutine[Any, Any, int]) -> int:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(work)
+
+
+def _leave_now() -> None:
+    """End the process under a handler that does not end: its message was never settled, and comes again."""
+    logs.logger().info("worker stopped")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _leave_soon(code: int) -> None:

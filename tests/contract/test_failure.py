@@ -355,6 +355,32 @@ async def test_f8_a_plain_function_past_its_timeout_is_settled_when_it_returns_a
     assert (letter.failure.error_type, letter.failure.attempts, most) == ("TimeoutError", 2, 1)
 
 
+async def test_f8_a_task_that_is_cancelled_from_inside_has_failed_and_what_comes_later_is_handled(stage: Stage) -> None:
+    log: Log[int] = Log()
+    service = Service("shop", concurrency=2)
+
+    @service.on(Placed, retry=immediate(2))
+    async def work(placed: Placed) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if placed.number < 8:
+            # as a library does that ends its own wait so, and never takes that back
+            asyncio.get_running_loop().call_soon(task.cancel)
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                return
+        log.append(placed.number)
+
+    async with stage.hosting(service):
+        await stage.bus.publish(*(Placed(number=number) for number in range(20)))
+        letters = await stage.letters("shop", 8)
+        await log.reaches(12)
+    assert sorted(log) == list(range(8, 20))
+    assert {letter.failure.attempts for letter in letters} == {2}
+    assert all("cancelled from inside" in letter.failure.error for letter in letters)
+
+
 async def test_f8_a_shutdown_is_neither_failure_nor_success(stage: Stage) -> None:
     log: Log[tuple[int, int]] = Log()
     service = Service("slow")

@@ -102,7 +102,7 @@ async def test_those_of_a_delivery_open_for_each_and_share_what_they_need() -> N
             LOG.clear()
             async with AsyncExitStack() as stack:
                 needs = {"orders": Repository[int], "session": Session, "again": Session, "pool": Pool}
-                values = await resources.values(needs, stack)
+                values = await resources.values(needs, stack, [])
                 assert list(values) == list(needs)
                 assert values["session"] is values["again"]
                 seen.append(values)
@@ -116,7 +116,7 @@ async def test_one_of_a_delivery_sees_what_was_raised() -> None:
     async with resources.opened():
         with pytest.raises(ValueError, match="its own"):
             async with AsyncExitStack() as stack:
-                await resources.values({"session": Session}, stack)
+                await resources.values({"session": Session}, stack, [])
                 raise ValueError("its own")
     assert "rollback" in LOG
     assert "commit" not in LOG
@@ -138,7 +138,7 @@ async def test_what_is_provided_replaces_what_is_declared_and_is_neither_opened_
     mine = Pool()
     resources = Resources(DECLARED, {Pool: mine, Session: (fake := Session())})
     async with resources.opened(), AsyncExitStack() as stack:
-        values = await resources.values({"pool": Pool, "session": Session, "orders": Repository[int]}, stack)
+        values = await resources.values({"pool": Pool, "session": Session, "orders": Repository[int]}, stack, [])
         assert values["pool"] is mine
         assert values["session"] is fake
     assert LOG == ["open mailer", "open orders", "close orders", "close mailer"]

@@ -107,6 +107,30 @@ async def test_a_handlers_own_limit_takes_no_slot_from_its_neighbours(stage: Sta
     assert narrow.most == 1
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_handler_of_several_queues_runs_no_more_at_once_than_its_flow_allows(
+    stage: Stage, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, busy, options = Service("many"), Busy(), {"ordered_by": "number"} if ordered else {}
+    service.on(Placed, name="work", **options)(busy.work)
+    limit = MemoryConsumer.limit
+
+    async def limit_of_each_queue(self: MemoryConsumer, unsettled: int) -> None:
+        await limit(self, 3 * unsettled)
+
+    monkeypatch.setattr(MemoryConsumer, "limit", limit_of_each_queue)
+    async with stage.hosting(service) as hosted:
+        hosted.worker.flows["many.work"].hold("test", 1)
+        await turns()
+        await publish(stage, 6)
+        await busy.began.reaches(1)
+        await turns()
+        assert len(busy.began) == 1
+        busy.go.set()
+        await busy.began.reaches(6)
+        assert busy.most == 1
+
+
 async def test_a_service_that_hangs_leaves_every_other_service_alone(stage: Stage) -> None:
     hung, fine, hanging, log = Service("hung", concurrency=1), Service("fine", concurrency=1), Busy(), Log[int]()
     hung.on(Placed, name="hang")(hanging.work)

@@ -25,7 +25,8 @@ from collections.abc import AsyncIterator
 from bus import App, ConfigurationError, Event, Service
 
 
-class Ordered(Event, type="stall.ordered"): ...
+class Ordered(Event, type="stall.ordered"):
+    key: str = ""
 
 kitchen, till = Service("kitchen"), Service("till")
 
@@ -208,6 +209,42 @@ def test_a_thread_that_hangs_does_not_keep_the_process(start: Start, body: str) 
     program = start(more=RESOURCE.format(body=body))
     program.until("worker started")
     program.signal()
+    assert program.ends()[0] == 0
+
+
+STUBBORN = """
+import gc
+from bus import Settings
+from bus.client import Bus
+from bus.transport.memory import MemoryTransport
+
+@kitchen.on(Ordered, name="stir"{ordered})
+async def stir(ordered: Ordered) -> None:
+    print("stirs", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except BaseException:
+            pass
+"""
+
+
+@pytest.mark.parametrize("ordered", ["", ', ordered_by="key"'])
+def test_a_handler_that_swallows_its_cancellation_is_named_and_does_not_keep_the_process(
+    start: Start, ordered: str
+) -> None:
+    body = (
+        "transport = next(each for each in gc.get_objects() if isinstance(each, MemoryTransport)); "
+        'await Bus(transport, Settings(), "/stall").publish(Ordered())'
+    )
+    more = STUBBORN.format(ordered=ordered) + RESOURCE.format(body=body)
+    program = start(more=more, BUS_GRACE="0.1")
+    assert program.process.stdout is not None
+    assert program.process.stdout.readline() == "stirs\n"
+    program.signal()
+    told = program.until("handler does not end")
+    assert (told["handler"], told["runs"]) == ("kitchen.stir", 1)
+    assert "swallows CancelledError" in told["told"]
     assert program.ends()[0] == 0
 
 
