@@ -6,6 +6,7 @@ import asyncio
 from itertools import count
 
 import aio_pika
+import pytest
 
 from bus import Context, Message, Queue, Service, fixed
 from tests.broker.proxy import Proxy
@@ -13,6 +14,7 @@ from tests.broker.proxy import Proxy
 from .orderly import Moved
 from .stage import WITHIN, Log, Stage, staged
 from .test_order import by_key, moves
+from .test_recovery import lines
 
 
 async def test_d5_a_foreign_queue_is_handled_in_order_by_key(rabbitmq: Stage) -> None:
@@ -37,16 +39,18 @@ async def test_d5_a_foreign_queue_is_handled_in_order_by_key(rabbitmq: Stage) ->
     assert by_key(done) == {key: list(range(10)) for key in "ab"}
 
 
-async def test_d5_after_its_queue_was_deleted_an_ordered_handler_consumes_again_in_order(rabbitmq: Stage) -> None:
+async def test_d5_after_its_queue_was_deleted_an_ordered_handler_consumes_again_in_order(
+    rabbitmq: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     done: Log[tuple[str, int]] = Log()
-    held = asyncio.Event()
+    held, gone = asyncio.Event(), asyncio.Event()
     service = Service("yard")
 
     @service.on(Moved, ordered_by="parcel")
     async def work(moved: Moved) -> None:
         if moved.number == 3 and not held.is_set():
             held.set()
-            await asyncio.sleep(0.3)
+            await gone.wait()
         done.append((moved.parcel, moved.number))
 
     async with rabbitmq.hosting(service):
@@ -54,6 +58,10 @@ async def test_d5_after_its_queue_was_deleted_an_ordered_handler_consumes_again_
         await held.wait()
         async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
             await channel.queue_delete("yard.work")
+        async with asyncio.timeout(WITHIN):
+            while not lines(caplog, "not consuming", "queue=yard.work"):
+                await asyncio.sleep(0.01)
+        gone.set()
         await done.holds(lambda seen: ("a", 3) in seen, "what ran as its queue was deleted")
         numbers = count()
         async with asyncio.timeout(WITHIN):
