@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -21,20 +22,26 @@ from .world import World, blocking
 HANDLERS: Final = {handler for handlers in WANTED.values() for handler in handlers} | set(DOOMED.values())
 
 
-def effects(folder: Path) -> Counter[Work]:
-    """Return how often the idempotent handler's store has the effect of each event."""
+def effects(folder: Path) -> Mapping[Work, list[str]]:
+    """Return the runs that the idempotent handler's store has an effect of, by their event."""
+    runs: dict[Work, list[str]] = defaultdict(list)
     with closing(sqlite3.connect(folder / "once.db")) as store:
-        return Counter((IDEMPOTENT, ref) for (ref,) in store.execute("SELECT ref FROM effects"))
+        for ref, run in store.execute("SELECT ref, run FROM effects"):
+            runs[IDEMPOTENT, ref].append(run)
+    return runs
 
 
-async def dead_letters(world: World) -> set[Work]:
-    """Return what handlers gave up on."""
+async def dead_letters(world: World) -> dict[Work, float]:
+    """Return what handlers gave up on, and when each failed last by the clock of the ledgers; the oldest counts."""
+    letters: dict[Work, float] = {}
+    begun = time.time() - time.monotonic()
     async with client.transport(Settings(url=world.url)) as transport:
-        return {
-            (f"{letter.service}.{letter.handler}", letter.message.correlation_id or "")
-            for service in sorted({handler.partition(".")[0] for handler in HANDLERS})
-            async for letter in transport.dead_letters.browse(service)
-        }
+        for service in sorted({handler.partition(".")[0] for handler in HANDLERS}):
+            async for letter in transport.dead_letters.browse(service):
+                work = (f"{letter.service}.{letter.handler}", letter.message.correlation_id or "")
+                failed = letter.failure.last_failed_at.timestamp() - begun
+                letters[work] = min(failed, letters.get(work, failed))
+    return letters
 
 
 async def waiting(world: World) -> dict[str, int]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from .book import ANY, Book, destroyed
+from .book import ANSWERS_WITHIN, ANY, BACK_WITHIN, STRAGGLING, Book, destroyed
 from .faults import LASTING, OF_A_CLUSTER, quick, schedule
+from .harness import Attack
 from .ledger import Entry, Ledger, Reader
 from .reconcile import Verdict, reconcile
-from .recovery import recoveries
+from .recovery import Recovery, recoveries
 from .result import merged, result
 from .table import markdown
+from .world import World
+
+
+TWO: Final = {"later.work": "chaos.later", "flaky.work": "chaos.flaky"}
 
 
 class Story:
@@ -56,10 +62,10 @@ class Story:
         self,
         *letters: tuple[str, str],
         left: set[tuple[str, str]] | None = None,
-        once: dict[tuple[str, str], int] | None = None,
+        once: dict[tuple[str, str], list[str]] | None = None,
     ) -> Verdict:
-        stored = {work: 1 for work in self.book.runs if work[0] == "once.work"}
-        return reconcile(self.book, set(letters), left or set(), stored if once is None else once)
+        stored = {work: [runs[-1].name] for work, runs in self.book.runs.items() if work[0] == "once.work"}
+        return reconcile(self.book, dict.fromkeys(letters, self.now), left or set(), stored if once is None else once)
 
 
 @pytest.fixture
@@ -149,9 +155,23 @@ def test_what_a_store_has_twice_is_told_and_what_it_has_not_is_lost(story: Story
         story.published(ref, "chaos.task")
         for handler in ("steady.work", "audit.see", "once.work"):
             story.handled(ref, handler)
-    verdict = story.verdict(once={("once.work", "p.a.1"): 1, ("once.work", "p.a.2"): 2})
-    assert verdict.idempotent_twice == [("once.work", "p.a.2")]
+    runs = {work: [run.name for run in runs] for work, runs in story.book.runs.items()}
+    once = {("once.work", ref): runs["once.work", ref] for ref in ("p.a.1", "p.a.2")}
+    once["once.work", "p.a.2"] *= 2
+    verdict = story.verdict(once=once)
+    assert verdict.effect_twice == [("once.work", "p.a.2")]
     assert verdict.lost == [("once.work", "p.a.3")]
+
+
+def test_an_idempotent_run_that_has_an_effect_after_the_commit_of_another_breaks_the_run(story: Story) -> None:
+    story.published("p.a.1", "chaos.task")
+    for handler in ("steady.work", "audit.see", "once.work", "once.work"):
+        story.handled("p.a.1", handler)
+    undone, committed = (run.name for run in story.book.runs["once.work", "p.a.1"])
+    assert not story.verdict(once={("once.work", "p.a.1"): [committed]}).broken
+    verdict = story.verdict(once={("once.work", "p.a.1"): [undone]})
+    assert verdict.run_after_commit == [("once.work", "p.a.1")]
+    assert verdict.broken
 
 
 def test_a_first_success_before_that_of_an_earlier_event_is_disorder(story: Story) -> None:
@@ -202,12 +222,102 @@ def test_what_was_due_before_a_deleted_queue_was_there_again_went_with_it_though
     assert verdict.lost == [("later.work", "p.a.3")]
 
 
-def test_a_deleted_queue_excuses_neither_others_nor_what_was_lost_long_before(story: Story) -> None:
+def test_a_deleted_queue_excuses_neither_others_nor_what_was_lost_before_what_was_handled_last(story: Story) -> None:
     story.published("p.a.1")
-    story.now += 100
     story.published("p.a.2", "chaos.flaky")
+    story.now += STRAGGLING
+    story.published("p.a.3")
+    story.handled("p.a.3")
     story.fault("queue deleted", deleted="later.work")
     assert story.verdict().lost == [("later.work", "p.a.1"), ("flaky.work", "p.a.2")]
+
+
+def test_a_deleted_queue_takes_all_of_a_backlog_and_what_waited_for_a_retry_with_it(story: Story) -> None:
+    story.published("p.a.1")
+    story.published("p.a.2")
+    story.handled("p.a.2")  # while the first waits for its retry
+    for number in range(3, 100):
+        story.published(f"p.a.{number}")
+    story.fault("queue deleted", deleted="later.work")
+    story.published("p.a.100")
+    story.handled("p.a.100")
+    verdict = story.verdict()
+    assert len(verdict.destroyed) == 98
+    assert not verdict.broken
+
+
+def test_a_deleted_queue_takes_what_a_dead_connection_held_but_nothing_older_than_the_fault_before(
+    story: Story,
+) -> None:
+    story.published("p.a.1")
+    story.fault("connections forgotten")
+    story.published("p.a.2")
+    story.now += 100
+    story.published("p.a.3")
+    story.handled("p.a.3")
+    story.fault("queue deleted", deleted="later.work")
+    story.published("p.a.4")
+    story.handled("p.a.4")
+    verdict = story.verdict()
+    assert verdict.lost == [("later.work", "p.a.1")]
+    assert verdict.destroyed == [("later.work", "p.a.2")]
+
+
+def test_a_deleted_queue_that_is_not_declared_again_soon_excuses_nothing_more(story: Story) -> None:
+    story.fault("queue deleted", deleted="later.work")
+    story.published("p.a.1")
+    story.now += BACK_WITHIN
+    story.published("p.a.2")
+    verdict = story.verdict()
+    assert verdict.destroyed == [("later.work", "p.a.1")]
+    assert verdict.lost == [("later.work", "p.a.2")]
+
+
+def test_a_deleted_queue_excuses_a_dead_letter_only_since(story: Story) -> None:
+    story.published("p.a.1")
+    before, letter = story.now, ("later.work", "p.a.1")
+    story.now += STRAGGLING
+    story.fault("queue deleted", deleted="later.work")
+    assert reconcile(story.book, {letter: before}).given_up == [letter]
+    assert reconcile(story.book, {letter: story.now}).given_up == []
+
+
+def test_an_error_of_a_publish_that_is_not_unavailability_breaks_the_run(story: Story) -> None:
+    story.publishing("p.a.1")
+    story.tell("unsure", "publisher0/1", ref="p.a.1", error="PublishRefused")
+    verdict = story.verdict()
+    assert verdict.problems == ["the publish of p.a.1 raised PublishRefused"]
+    assert (verdict.unsure, verdict.broken) == (0, True)
+
+
+def test_a_publish_that_never_ends_breaks_the_run(story: Story) -> None:
+    story.publishing("p.a.1")
+    assert story.verdict().problems == ["the publish of p.a.1 never ended"]
+
+
+@pytest.mark.parametrize("ended", ["confirmed", "unsure"])
+def test_a_publish_that_ends_long_after_its_timeout_breaks_the_run(story: Story, ended: str) -> None:
+    story.publishing("p.a.1", "chaos.doomed")
+    story.now += ANSWERS_WITHIN
+    story.tell(ended, "publisher0/1", ref="p.a.1", error="BusUnavailable")
+    assert f"the publish of p.a.1 took {ANSWERS_WITHIN + 1:.0f} s" in story.verdict().problems
+
+
+def test_each_publish_of_an_event_has_its_own_time(story: Story) -> None:
+    story.publishing("p.a.1", "chaos.doomed")
+    for _ in range(3):
+        story.now += ANSWERS_WITHIN / 2
+        story.tell("unsure", "publisher0/1", ref="p.a.1", error="BusUnavailable")
+    assert story.verdict().problems == []
+
+
+async def test_what_is_not_as_before_in_time_breaks_the_run(tmp_path: Path) -> None:
+    told: list[str] = []
+    ledger = Ledger(tmp_path / "chaos.ledger")
+    under = Attack(World((), None, (), (), (), ledger), tmp_path, told.append, 0)
+    assert not await under.until(lambda: ["worker1"], "as before the fault", 0.001)
+    assert reconcile(under.book).problems == told == ["not as before the fault within 0.001 s: worker1"]
+    ledger.close()
 
 
 def test_what_a_process_did_wrong_breaks_the_run(story: Story) -> None:
@@ -224,12 +334,53 @@ def test_the_recovery_from_a_fault_is_taken_from_its_end(story: Story) -> None:
     story.published("p.a.3")
     story.handled("p.a.3")
     first = story.now
+    story.handled("p.a.2")
     story.handled("p.a.1")
     last = story.now
     ((_, recovery),) = recoveries(story.book)
     assert recovery.publish == 1
     assert recovery.handle == recovery.everywhere == first - end
     assert recovery.caught_up == last - end
+
+
+def test_who_does_not_recover_is_in_the_recovery_times(story: Story) -> None:
+    for number, (handler, type) in enumerate(TWO.items()):
+        story.published(f"p.a.{number}", type)
+        story.handled(f"p.a.{number}", handler, worker=f"worker{number}/1")
+    for kind in ("connections reset", "channels dead"):
+        story.fault(kind)
+        story.published(f"p.a.{kind}")
+        story.handled(f"p.a.{kind}")
+    story.published("p.a.flaky", "chaos.flaky")
+    story.handled("p.a.flaky", "flaky.work", worker="worker1/1")
+    (_, first), (fault, second) = recoveries(story.book)
+    assert first.handle < first.everywhere == inf
+    assert second.everywhere == story.now - fault.healed
+
+
+def test_a_worker_that_does_not_recover_is_in_the_recovery_times(story: Story) -> None:
+    for number in range(2):
+        story.published(f"p.a.{number}")
+        story.handled(f"p.a.{number}", worker=f"worker{number}/1")
+    story.fault("connections reset")
+    story.published("p.a.2")
+    story.handled("p.a.2")
+    assert recoveries(story.book)[0][1].everywhere == inf
+    story.handled("p.a.2", worker="worker1/1")
+    assert recoveries(story.book)[0][1].everywhere < inf
+
+
+def test_what_is_never_done_or_done_after_the_next_fault_only_is_no_recovery(story: Story) -> None:
+    story.published("p.a.1")
+    story.handled("p.a.1")
+    story.published("p.a.2")
+    story.fault("connections reset")
+    story.publishing("p.a.3")
+    story.fault("channels dead")
+    story.tell("confirmed", "publisher0/1", ref="p.a.3")
+    story.handled("p.a.3")
+    (_, recovery), _ = recoveries(story.book)
+    assert recovery == Recovery(inf, inf, inf, inf)
 
 
 def test_several_results_are_one_table(story: Story) -> None:
@@ -242,7 +393,7 @@ def test_several_results_are_one_table(story: Story) -> None:
     table = markdown(merged([one, one]))
     assert "| minutes of attack | 2 |" in table
     assert "| **lost** | 2 |" in table
-    assert "| broker killed | 2 | 2.0 / 2.0 | inf / inf |" in table
+    assert "| broker killed | 2 | 2.0 / 2.0 | never / never |" in table
 
 
 def test_a_ledger_is_read_on_and_a_line_that_is_half_written_later(tmp_path: Path) -> None:
