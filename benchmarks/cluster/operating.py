@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -23,6 +23,11 @@ def moved(letter: Letter) -> tuple[str, Move]:
     """Return the handler that gave up, and the move on which it did."""
     told = json.loads(letter.message.body)
     return letter.handler, (told["parcel"], told["number"])
+
+
+def unexpected(letters: Iterable[Letter]) -> set[tuple[str, Move]]:
+    """Return the handlers and moves of letters that should not be."""
+    return {(handler, move) for handler, move in map(moved, letters) if handler != "given_up" or not rejected(move)}
 
 
 class Told:
@@ -56,8 +61,7 @@ class Operator:
         """Return the open letters."""
         async with client.transport(self._settings) as transport:
             letters = [letter async for letter in transport.dead_letters.browse(NAMESPACE)]
-        found = map(moved, letters)
-        self.unexpected |= {(handler, move) for handler, move in found if handler != "given_up" or not rejected(move)}
+        self.unexpected |= unexpected(letters)
         return letters
 
     async def replay(self, letters: list[Letter]) -> int:

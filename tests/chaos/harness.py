@@ -14,7 +14,7 @@ from .events import WANTED
 from .faults import Planned
 from .injecting import injected, queue
 from .ledger import Reader
-from .leftovers import dead_letters, effects, in_queues, waiting
+from .leftovers import HANDLERS, dead_letters, effects, in_queues, unconsumed, waiting
 from .reconcile import reconcile
 from .recovery import recoveries
 from .result import Result, result
@@ -99,7 +99,18 @@ class Attack:
             async with asyncio.timeout(EMPTY_WITHIN):
                 while await waiting(self._world):
                     await asyncio.sleep(LOOK_EVERY)
+        await self.consumed()
         await asyncio.gather(*(worker.finish() for worker in self._world.workers))
+
+    async def consumed(self) -> None:
+        """Wait until each worker consumes each queue: its effects do not show that, as others may take everything."""
+        lacking = sorted(HANDLERS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EMPTY_WITHIN):
+                while lacking := await unconsumed(self._world):
+                    await asyncio.sleep(LOOK_EVERY)
+        for name in lacking:
+            self._world.ledger.write("problem", told=f"not every worker consumes {name} in the end")
 
     async def leftovers(self) -> list[str]:
         """Return the queues in which something is left, and enter into the book what should not be."""

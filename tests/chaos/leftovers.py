@@ -1,7 +1,8 @@
-"""What is left at the broker: dead letters, and messages in queues."""
+"""What is left at the broker: dead letters, messages in queues, and who consumes them."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections import defaultdict
@@ -19,6 +20,12 @@ from .events import DOOMED, IDEMPOTENT, WANTED
 from .world import World, blocking
 
 
+CONSUMING: Final = (
+    "[{element(4, amqqueue:get_name(Q)), length(lists:usort("
+    "[catch rabbit_channel:info(element(1, C), [connection]) || C <- rabbit_amqqueue:consumers(Q)]))} "
+    "|| Q <- rabbit_amqqueue:list()]."
+)
+"""Tells how many connections consume each queue; of an ordered one, those that wait for their turn, too."""
 HANDLERS: Final = {handler for handlers in WANTED.values() for handler in handlers} | set(DOOMED.values())
 
 
@@ -42,6 +49,13 @@ async def dead_letters(world: World) -> dict[Work, float]:
                 failed = letter.failure.last_failed_at.timestamp() - begun
                 letters[work] = min(failed, letters.get(work, failed))
     return letters
+
+
+async def unconsumed(world: World) -> list[str]:
+    """Return which handlers' queues are not consumed by every worker, on one connection each."""
+    told = await blocking(world.nodes[0].ctl, "eval", CONSUMING)
+    connections = dict(re.findall(r'<<"([^"]+)">>,(\d+)', told))
+    return sorted(queue for queue in HANDLERS if connections.get(queue) != str(len(world.workers)))
 
 
 async def waiting(world: World) -> dict[str, int]:

@@ -2,70 +2,11 @@
 
 from __future__ import annotations
 
-from math import inf
-from pathlib import Path
-from typing import Any, Final
-
 import pytest
 
-from .book import ANSWERS_WITHIN, ANY, BACK_WITHIN, STRAGGLING, Book, destroyed
-from .faults import LASTING, OF_A_CLUSTER, quick, schedule
-from .harness import Attack
-from .ledger import Entry, Ledger, Reader
-from .reconcile import Verdict, reconcile
-from .recovery import Recovery, recoveries
-from .result import merged, result
-from .table import markdown
-from .world import World
-
-
-TWO: Final = {"later.work": "chaos.later", "flaky.work": "chaos.flaky"}
-
-
-class Story:
-    """Entries of a publisher and a worker, a second apart unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.book = Book()
-        self.now = 0.0
-
-    def tell(self, what: str, who: str = "chaos/1", **more: Any) -> None:
-        self.now += 1
-        entry: Entry = {"at": self.now, "what": what, "who": who, **more}
-        self.book.add([entry])
-
-    def publishing(
-        self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1, delay: float = 0.0
-    ) -> None:
-        self.tell("publishing", "publisher0/1", ref=ref, type=type, stream=stream, number=number, delay=delay)
-
-    def published(
-        self, ref: str, type: str = "chaos.later", stream: str = "a", number: int = 1, delay: float = 0.0
-    ) -> None:
-        self.publishing(ref, type, stream, number, delay)
-        self.tell("confirmed", "publisher0/1", ref=ref)
-
-    def handled(self, ref: str, handler: str = "later.work", redelivered: int = 0, worker: str = "worker0/1") -> None:
-        run = self.started(ref, handler, redelivered, worker)
-        self.tell("finished", worker, run=run, handler=handler, ref=ref)
-
-    def started(self, ref: str, handler: str = "later.work", redelivered: int = 0, worker: str = "worker0/1") -> int:
-        run = int(self.now)
-        self.tell("started", worker, run=run, handler=handler, ref=ref, attempt=1, redelivered=redelivered)
-        return run
-
-    def fault(self, kind: str, deleted: str = "") -> None:
-        self.tell("fault", kind=kind, deleted=deleted)
-        self.tell("healed")
-
-    def verdict(
-        self,
-        *letters: tuple[str, str],
-        left: set[tuple[str, str]] | None = None,
-        once: dict[tuple[str, str], list[str]] | None = None,
-    ) -> Verdict:
-        stored = {work: [runs[-1].name] for work, runs in self.book.runs.items() if work[0] == "once.work"}
-        return reconcile(self.book, dict.fromkeys(letters, self.now), left or set(), stored if once is None else once)
+from .book import ANSWERS_WITHIN, ANY, BACK_WITHIN, STRAGGLING, destroyed
+from .reconcile import reconcile
+from .story import Story
 
 
 @pytest.fixture
@@ -311,114 +252,6 @@ def test_each_publish_of_an_event_has_its_own_time(story: Story) -> None:
     assert story.verdict().problems == []
 
 
-async def test_what_is_not_as_before_in_time_breaks_the_run(tmp_path: Path) -> None:
-    told: list[str] = []
-    ledger = Ledger(tmp_path / "chaos.ledger")
-    under = Attack(World((), None, (), (), (), ledger), tmp_path, told.append, 0)
-    assert not await under.until(lambda: ["worker1"], "as before the fault", 0.001)
-    assert reconcile(under.book).problems == told == ["not as before the fault within 0.001 s: worker1"]
-    ledger.close()
-
-
 def test_what_a_process_did_wrong_breaks_the_run(story: Story) -> None:
     story.tell("problem", told="worker0 ended with 1")
     assert story.verdict().broken
-
-
-def test_the_recovery_from_a_fault_is_taken_from_its_end(story: Story) -> None:
-    story.published("p.a.1")
-    story.publishing("p.a.2")
-    story.fault("broker killed")
-    end = story.now
-    story.tell("confirmed", "publisher0/1", ref="p.a.2")
-    story.published("p.a.3")
-    story.handled("p.a.3")
-    first = story.now
-    story.handled("p.a.2")
-    story.handled("p.a.1")
-    last = story.now
-    ((_, recovery),) = recoveries(story.book)
-    assert recovery.publish == 1
-    assert recovery.handle == recovery.everywhere == first - end
-    assert recovery.caught_up == last - end
-
-
-def test_who_does_not_recover_is_in_the_recovery_times(story: Story) -> None:
-    for number, (handler, type) in enumerate(TWO.items()):
-        story.published(f"p.a.{number}", type)
-        story.handled(f"p.a.{number}", handler, worker=f"worker{number}/1")
-    for kind in ("connections reset", "channels dead"):
-        story.fault(kind)
-        story.published(f"p.a.{kind}")
-        story.handled(f"p.a.{kind}")
-    story.published("p.a.flaky", "chaos.flaky")
-    story.handled("p.a.flaky", "flaky.work", worker="worker1/1")
-    (_, first), (fault, second) = recoveries(story.book)
-    assert first.handle < first.everywhere == inf
-    assert second.everywhere == story.now - fault.healed
-
-
-def test_a_worker_that_does_not_recover_is_in_the_recovery_times(story: Story) -> None:
-    for number in range(2):
-        story.published(f"p.a.{number}")
-        story.handled(f"p.a.{number}", worker=f"worker{number}/1")
-    story.fault("connections reset")
-    story.published("p.a.2")
-    story.handled("p.a.2")
-    assert recoveries(story.book)[0][1].everywhere == inf
-    story.handled("p.a.2", worker="worker1/1")
-    assert recoveries(story.book)[0][1].everywhere < inf
-
-
-def test_what_is_never_done_or_done_after_the_next_fault_only_is_no_recovery(story: Story) -> None:
-    story.published("p.a.1")
-    story.handled("p.a.1")
-    story.published("p.a.2")
-    story.fault("connections reset")
-    story.publishing("p.a.3")
-    story.fault("channels dead")
-    story.tell("confirmed", "publisher0/1", ref="p.a.3")
-    story.handled("p.a.3")
-    (_, recovery), _ = recoveries(story.book)
-    assert recovery == Recovery(inf, inf, inf, inf)
-
-
-def test_several_results_are_one_table(story: Story) -> None:
-    story.published("p.a.1")
-    story.fault("broker killed")
-    story.published("p.a.2")
-    story.handled("p.a.1")
-    verdict = story.verdict()
-    one = result(verdict, recoveries(story.book), seconds=60.0, cluster=False, broker="3.10.8")
-    table = markdown(merged([one, one]))
-    assert "| minutes of attack | 2 |" in table
-    assert "| **lost** | 2 |" in table
-    assert "| broker killed | 2 | 2.0 / 2.0 | never / never |" in table
-
-
-def test_a_ledger_is_read_on_and_a_line_that_is_half_written_later(tmp_path: Path) -> None:
-    path = tmp_path / "worker0.ledger"
-    ledger, reader = Ledger(path), Reader(tmp_path)
-    ledger.write("started", ref="1")
-    with path.open("ab") as file:
-        file.write(b'{"at": 1e9, "what": ')
-    assert [entry["ref"] for entry in reader.news()] == ["1"]
-    with path.open("ab") as file:
-        file.write(b'"finished", "ref": "2"}\n')
-    assert [entry["ref"] for entry in reader.news()] == ["2"]
-    assert list(reader.news()) == []
-    ledger.close()
-
-
-@pytest.mark.parametrize("cluster", [False, True])
-def test_a_seed_is_a_schedule_in_which_every_kind_comes_once_before_any_comes_again(cluster: bool) -> None:
-    def begin(seed: int, size: int) -> list[Any]:
-        faults = schedule(seed, cluster=cluster)
-        return [next(faults) for _ in range(size)]
-
-    of_one = {kind for kind in LASTING if not kind.startswith("broker")}
-    kinds = of_one | set(OF_A_CLUSTER) if cluster else set(LASTING)
-    assert begin(1, 40) == begin(1, 40) != begin(2, 40)
-    for seed in range(20):
-        assert {fault.kind for fault in begin(seed, len(kinds))} == kinds
-    assert quick(1) == quick(1) != quick(2)
