@@ -204,6 +204,15 @@ def test_a_deleted_queue_takes_what_a_dead_connection_held_but_nothing_older_tha
     assert verdict.destroyed == [("later.work", "p.a.2")]
 
 
+def test_a_deleted_queue_excuses_nothing_from_before_the_end_of_the_fault_before(story: Story) -> None:
+    story.published("p.a.1")
+    story.fault("connections reset")
+    story.published("p.a.2")
+    story.handled("p.a.2")
+    story.fault("queue deleted", deleted="later.work")
+    assert story.verdict().lost == [("later.work", "p.a.1")]
+
+
 def test_a_deleted_queue_that_is_not_declared_again_soon_excuses_nothing_more(story: Story) -> None:
     story.fault("queue deleted", deleted="later.work")
     story.published("p.a.1")
