@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from .book import ANY, STRAGGLING, Book, Fault, Work, destroyed, owing
-from .events import DOOMED, IDEMPOTENT
+from .events import DOOMED, FOLLOWED, IDEMPOTENT
 
 
 PROMISES: Final = (
@@ -76,6 +76,9 @@ def reconcile(
             verdict.arrived += any(done)
             if not published.ended:
                 verdict.problems.append(f"the publish of {ref} never ended")
+            take, finish = ((handler, ref) for handler in FOLLOWED)
+            if take in book.runs and finish not in book.runs and finish not in letters:
+                verdict.lost.append(finish)
             continue
         verdict.confirmed += 1
         for handler, one in zip(owing(published), done, strict=True):

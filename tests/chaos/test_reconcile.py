@@ -37,6 +37,16 @@ def test_a_follow_up_that_was_never_handled_is_lost(story: Story) -> None:
     assert story.verdict().lost == [("chain.finish", "p.a.1")]
 
 
+def test_a_follow_up_is_lost_also_where_nobody_knows_whether_its_order_was_stored(story: Story) -> None:
+    for ref in ("p.a.1", "p.a.2"):
+        story.publishing(ref, "chaos.order")
+        story.tell("unsure", "publisher0/1", ref=ref, error="BusUnavailable")
+    story.handled("p.a.1", "chain.take")
+    assert story.verdict().lost == [("chain.finish", "p.a.1")]
+    story.handled("p.a.1", "chain.finish")
+    assert not story.verdict().broken
+
+
 def test_a_run_that_only_started_is_no_effect(story: Story) -> None:
     story.published("p.a.1")
     story.started("p.a.1")
