@@ -137,7 +137,7 @@ class Book:
             published.unsure += 1
         else:
             published.refused += 1
-            self.problems.append(f"the publish of {entry['ref']} raised {entry['error']}")
+            self.problems.append(f"the publish of {entry['ref']} raised {entry['error']}: {entry['told']}")
 
     def _confirmed(self, entry: Entry) -> None:
         published = self._ended(entry)

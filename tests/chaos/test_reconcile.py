@@ -244,9 +244,9 @@ def test_a_deleted_queue_excuses_a_dead_letter_only_since(story: Story) -> None:
 
 def test_an_error_of_a_publish_that_is_not_unavailability_breaks_the_run(story: Story) -> None:
     story.publishing("p.a.1")
-    story.tell("unsure", "publisher0/1", ref="p.a.1", error="PublishRefused")
+    story.tell("unsure", "publisher0/1", ref="p.a.1", error="PublishRefused", told="the queue is full")
     verdict = story.verdict()
-    assert verdict.problems == ["the publish of p.a.1 raised PublishRefused"]
+    assert verdict.problems == ["the publish of p.a.1 raised PublishRefused: the queue is full"]
     assert (verdict.unsure, verdict.broken) == (0, True)
 
 
