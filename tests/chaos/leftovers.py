@@ -21,11 +21,14 @@ from .world import World, blocking
 
 
 CONSUMING: Final = (
-    "[{element(4, amqqueue:get_name(Q)), length(lists:usort("
-    "[catch rabbit_channel:info(element(1, C), [connection]) || C <- rabbit_amqqueue:consumers(Q)]))} "
+    "[{element(4, amqqueue:get_name(Q)), length(lists:usort([I || C <- rabbit_amqqueue:consumers(Q), "
+    "P <- [element(1, C)], [_] = I <- [rpc:call(node(P), rabbit_channel, info, [P, [connection]])]]))} "
     "|| Q <- rabbit_amqqueue:list()]."
 )
-"""Tells how many connections consume each queue; of an ordered one, those that wait for their turn, too."""
+"""Tells how many connections consume each queue; of an ordered one, those that wait for their turn, too.
+
+A channel is asked by its own node, as it is given a time by the clock of the node that asks.
+"""
 HANDLERS: Final = {handler for handlers in WANTED.values() for handler in handlers} | set(DOOMED.values())
 
 
