@@ -5,7 +5,8 @@
 
 The nodes run with deploy/cluster.conf and deploy/advanced.config. One process publishes, two work; what was confirmed
 must be handled by each of four handlers: a plain one, an ordered one, one whose retries wait at the broker, and one
-that gives up and whose dead letters are replayed in the end. Exits 1 where anything was lost, or out of its order.
+that gives up and whose dead letters are replayed in the end. Exits 1 where anything was lost, or out of its order, was
+not handled in time, or was dead-lettered though its handler does not give up on it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from . import ledger
 from .faults import FAULTS, Stage
 from .ledger import Found
 from .load import HANDLERS
-from .operating import Operator
+from .operating import Operator, moved
 
 
 SETTLED_WITHIN: Final = 180.0
@@ -65,21 +66,21 @@ async def process(kind: str, folder: Path, url: str, rate: float, number: int = 
                 await started.wait()
 
 
-async def settled(folder: Path, until: float, *, mended: bool = False) -> bool:
-    """Wait until everything is handled that was stored until then; tell whether it was."""
+async def settled(folder: Path, until: float, broken: list[str], *, mended: bool = False) -> None:
+    """Wait until everything is handled that was stored until then; what is not in time is `broken`."""
     end = ledger.now() + SETTLED_WITHIN
     while left := ledger.missing(folder, until, mended=mended):
         if ledger.now() > end:
-            print(f"  not handled: {len(left)}, such as {left[:5]}", file=sys.stderr)
-            return False
+            broken.append(f"not handled within {SETTLED_WITHIN:g} s: {len(left)}, such as {left[:5]}")
+            print(f"  {broken[-1]}", file=sys.stderr)
+            return
         await asyncio.sleep(0.5)
-    return True
 
 
 async def every_fault(
-    cluster: Cluster, folder: Path, rate: float, chosen: list[str]
+    cluster: Cluster, folder: Path, rate: float, chosen: list[str], broken: list[str]
 ) -> tuple[dict[str, Found], dict[str, str]]:
-    """Put the load on, and do one fault after the other."""
+    """Put the load on, and do one fault after the other; what goes wrong is added to `broken`."""
     stage, spans, told = Stage(cluster, Operator(cluster.url())), dict[str, tuple[float, float]](), dict[str, str]()
     async with AsyncExitStack() as stack:
         for number in range(WORKERS):
@@ -92,21 +93,23 @@ async def every_fault(
             began = ledger.now()
             told[name] = await FAULTS[name](stage)
             await asyncio.sleep(3)
-            await settled(folder, ledger.now())
+            await settled(folder, ledger.now(), broken)
             spans[name] = began, ledger.now()
             so_far = ledger.found(folder, *spans[name])
             print(f"  {told[name]}; silence {so_far.longest_silence:.1f} s", file=sys.stderr, flush=True)
         await loading.aclose()
-        await settled(folder, ledger.now())
+        await settled(folder, ledger.now(), broken)
         told["letters"] = await letters(stage.operator, folder)
-        await settled(folder, ledger.now(), mended=True)
+        await settled(folder, ledger.now(), broken, mended=True)
+        broken += [f"{handler} dead-lettered {move}" for handler, move in sorted(stage.operator.unexpected)]
     return {name: ledger.found(folder, *span) for name, span in spans.items()}, told
 
 
 async def letters(operator: Operator, folder: Path) -> str:
     """Mend the handler, replay every letter until none is open, and return what became of them."""
     expected = {each.move for each in ledger.published(folder) if each.stored and ledger.rejected(each.move)}
-    open_letters = Counter(_move(letter.message.body) for letter in await operator.letters())
+    found = (moved(letter) for letter in await operator.letters())
+    open_letters = Counter(move for handler, move in found if handler == "given_up")
     missing, twice = len(expected - set(open_letters)), sum(count > 1 for count in open_letters.values())
     (folder / "mended").touch()
     async with asyncio.timeout(LETTERS_WITHIN):
@@ -119,12 +122,7 @@ async def letters(operator: Operator, folder: Path) -> str:
     return f"{len(open_letters)} open letters, {missing} missing, {twice} twice; all were replayed"
 
 
-def _move(body: bytes) -> tuple[str, int]:
-    told = json.loads(body)
-    return told["parcel"], told["number"]
-
-
-def table(results: dict[str, Found], told: dict[str, str]) -> str:
+def table(results: dict[str, Found], told: dict[str, str], broken: list[str]) -> str:
     """Return the results as a table, and what else there is to tell."""
     head = ("fault", "stored", "refused", "lost", "twice", "out of order", "worst publish", "longest silence")
     rows = [
@@ -137,7 +135,7 @@ def table(results: dict[str, Found], told: dict[str, str]) -> str:
         for name, found in results.items()
     ]
     lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
-    return "\n".join([*lines, "", *(f"{name}: {what}" for name, what in told.items())])
+    return "\n".join([*lines, "", *(f"{name}: {what}" for name, what in told.items()), *broken])
 
 
 def main() -> int:
@@ -149,21 +147,21 @@ def main() -> int:
     asked = parser.parse_args()
     for name in ("tidegate", "aiormq", "aio_pika"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    folder, cluster = Path(tempfile.mkdtemp(prefix="tidegate-cluster-")), Cluster()
+    folder, cluster, broken = Path(tempfile.mkdtemp(prefix="tidegate-cluster-")), Cluster(), list[str]()
     try:
         cluster.start()
         version = cluster.nodes[0].version()
         print(f"RabbitMQ {version}; the processes' logs are in {folder}", file=sys.stderr)
-        results, told = asyncio.run(every_fault(cluster, folder, asked.rate, asked.only or list(FAULTS)))
+        results, told = asyncio.run(every_fault(cluster, folder, asked.rate, asked.only or list(FAULTS), broken))
     finally:
         cluster.close()
     if asked.json:
         faults = {name: asdict(found) | {"told": told[name]} for name, found in results.items()}
         report = {"version": version, "handlers": HANDLERS, "rate": asked.rate, "faults": faults}
-        print(json.dumps({**report, "letters": told["letters"]}, indent=1))
+        print(json.dumps({**report, "letters": told["letters"], "broken": broken}, indent=1))
     else:
-        print(f"RabbitMQ {version}\n\n{table(results, told)}")
-    return int(any(found.lost or found.out_of_order for found in results.values()))
+        print(f"RabbitMQ {version}\n\n{table(results, told, broken)}")
+    return int(bool(broken) or any(found.lost or found.out_of_order for found in results.values()))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from bus import Letter, Settings, TidegateError, client
 
+from .ledger import Move, rejected
 from .load import NAMESPACE
 
 
 AT_ONCE: Final = 3
 WITHIN: Final = 180.0
+
+
+def moved(letter: Letter) -> tuple[str, Move]:
+    """Return the handler that gave up, and the move on which it did."""
+    told = json.loads(letter.message.body)
+    return letter.handler, (told["parcel"], told["number"])
+
+
+def unexpected(letters: Iterable[Letter]) -> set[tuple[str, Move]]:
+    """Return the handlers and moves of letters that should not be."""
+    return {(handler, move) for handler, move in map(moved, letters) if handler != "given_up" or not rejected(move)}
 
 
 class Told:
@@ -35,15 +48,21 @@ class Told:
 
 
 class Operator:
-    """Acts on the letters, each time as a command does: on a connection of its own."""
+    """Acts on the letters, each time as a command does: on a connection of its own.
+
+    `unexpected` are the handlers and moves of letters that should not be; to replay one must not hide it.
+    """
 
     def __init__(self, url: str) -> None:
         self._settings = Settings(url=url)
+        self.unexpected: set[tuple[str, Move]] = set()
 
     async def letters(self) -> list[Letter]:
         """Return the open letters."""
         async with client.transport(self._settings) as transport:
-            return [letter async for letter in transport.dead_letters.browse(NAMESPACE)]
+            letters = [letter async for letter in transport.dead_letters.browse(NAMESPACE)]
+        self.unexpected |= unexpected(letters)
+        return letters
 
     async def replay(self, letters: list[Letter]) -> int:
         """Replay letters, each until that has worked or somebody else did; return how many were closed before."""

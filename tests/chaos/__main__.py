@@ -35,6 +35,9 @@ def main() -> int:
     parser.add_argument("--cluster", action="store_true", help="three nodes instead of one")
     parser.add_argument("--json", type=Path, help="write the result to this file, too")
     chosen = parser.parse_args()
+    if chosen.minutes <= 0:
+        print(f"--minutes {chosen.minutes:g} is too short for any fault: give it more than 0")
+        return 2
     folder = Path(tempfile.mkdtemp(prefix="tidegate-chaos-"))
     print(f"seed {chosen.seed}, {chosen.minutes:g} minutes; ledgers and logs are in {folder}", flush=True)
     try:

@@ -59,6 +59,8 @@ WANTED: Final = {
     "chaos.doomed": (),
 }
 """The handlers that must succeed with each event that is published, and with its follow-up."""
+FOLLOWED: Final = ("chain.take", "chain.finish")
+"""A handler that publishes a follow-up, and the one that must handle it."""
 DOOMED: Final = {"chaos.doomed": "doomed.work"}
 """The handlers that must give up."""
 IDEMPOTENT: Final = "once.work"

@@ -58,6 +58,8 @@ async def injected(world: World, fault: Planned) -> AsyncIterator[None]:
         case kind:
             if kind == "leader killed" and world.cluster is not None:
                 node = await blocking(world.cluster.leader, queue(fault), node)
+            if node.pid() is None:
+                raise RuntimeError(f"{node.erlang_name} does not run, so that nothing can be done to it")
             await blocking(node.stop if kind.endswith("restarted") else node.kill)
             yield
             await blocking(node.start)

@@ -17,7 +17,7 @@ WHERE: Final = "CHAOS_LEDGER"
 """The setting that tells a process where its ledger is."""
 STORE: Final = "CHAOS_STORE"
 """The setting that tells it where the store of the idempotent handler is."""
-EFFECTS: Final = "CREATE TABLE IF NOT EXISTS effects (ref TEXT)"
+EFFECTS: Final = "CREATE TABLE IF NOT EXISTS effects (ref TEXT, run TEXT)"
 
 
 class Ledger:
@@ -25,11 +25,11 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._who = f"{path.stem}/{os.getpid()}"
+        self.who = f"{path.stem}/{os.getpid()}"
 
     def write(self, what: str, **more: object) -> Entry:
         """Append an entry and return it."""
-        entry: Entry = {"at": time.monotonic(), "what": what, "who": self._who, **more}
+        entry: Entry = {"at": time.monotonic(), "what": what, "who": self.who, **more}
         os.write(self._file, orjson.dumps(entry) + b"\n")
         return entry
 

@@ -1,10 +1,12 @@
-"""What is left at the broker: dead letters, and messages in queues."""
+"""What is left at the broker: dead letters, messages in queues, and who consumes them."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -18,23 +20,45 @@ from .events import DOOMED, IDEMPOTENT, WANTED
 from .world import World, blocking
 
 
+CONSUMING: Final = (
+    "[{element(4, amqqueue:get_name(Q)), length(lists:usort([I || C <- rabbit_amqqueue:consumers(Q), "
+    "P <- [element(1, C)], [_] = I <- [rpc:call(node(P), rabbit_channel, info, [P, [connection]])]]))} "
+    "|| Q <- rabbit_amqqueue:list()]."
+)
+"""Tells how many connections consume each queue; of an ordered one, those that wait for their turn, too.
+
+A channel is asked by its own node, as it is given a time by the clock of the node that asks.
+"""
 HANDLERS: Final = {handler for handlers in WANTED.values() for handler in handlers} | set(DOOMED.values())
 
 
-def effects(folder: Path) -> Counter[Work]:
-    """Return how often the idempotent handler's store has the effect of each event."""
+def effects(folder: Path) -> Mapping[Work, list[str]]:
+    """Return the runs that the idempotent handler's store has an effect of, by their event."""
+    runs: dict[Work, list[str]] = defaultdict(list)
     with closing(sqlite3.connect(folder / "once.db")) as store:
-        return Counter((IDEMPOTENT, ref) for (ref,) in store.execute("SELECT ref FROM effects"))
+        for ref, run in store.execute("SELECT ref, run FROM effects"):
+            runs[IDEMPOTENT, ref].append(run)
+    return runs
 
 
-async def dead_letters(world: World) -> set[Work]:
-    """Return what handlers gave up on."""
+async def dead_letters(world: World) -> dict[Work, float]:
+    """Return what handlers gave up on, and when each failed last by the clock of the ledgers; the oldest counts."""
+    letters: dict[Work, float] = {}
+    begun = time.time() - time.monotonic()
     async with client.transport(Settings(url=world.url)) as transport:
-        return {
-            (f"{letter.service}.{letter.handler}", letter.message.correlation_id or "")
-            for service in sorted({handler.partition(".")[0] for handler in HANDLERS})
-            async for letter in transport.dead_letters.browse(service)
-        }
+        for service in sorted({handler.partition(".")[0] for handler in HANDLERS}):
+            async for letter in transport.dead_letters.browse(service):
+                work = (f"{letter.service}.{letter.handler}", letter.message.correlation_id or "")
+                failed = letter.failure.last_failed_at.timestamp() - begun
+                letters[work] = min(failed, letters.get(work, failed))
+    return letters
+
+
+async def unconsumed(world: World) -> list[str]:
+    """Return which handlers' queues are not consumed by every worker, on one connection each."""
+    told = await blocking(world.nodes[0].ctl, "eval", CONSUMING)
+    connections = dict(re.findall(r'<<"([^"]+)">>,(\d+)', told))
+    return sorted(queue for queue in HANDLERS if connections.get(queue) != str(len(world.workers)))
 
 
 async def waiting(world: World) -> dict[str, int]:

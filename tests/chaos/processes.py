@@ -69,11 +69,11 @@ class Process:
                 await asyncio.sleep(AGAIN_AFTER)
 
     def kill(self) -> None:
-        """Kill it; it is started again."""
+        """Kill it; it is started again. Raises RuntimeError if it does not run."""
         self._send(signal.SIGKILL, -signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Ask it to stop, and return when it has; it is started again."""
+        """Ask it to stop, and return when it has; it is started again. Raises RuntimeError if it does not run."""
         young = asyncio.get_running_loop().time() - self._since < YOUNG
         running = self._send(signal.SIGTERM, 0, *([-signal.SIGTERM] if young else []))
         try:
@@ -84,13 +84,14 @@ class Process:
             self.kill()
 
     async def finish(self) -> None:
-        """Ask it to stop, for good, and return when it has."""
+        """Ask it to stop if it runs, for good, and return when it has."""
         self._over = True
-        await self.stop()
+        if self._running is not None and self._running.returncode is None:
+            await self.stop()
 
     def _send(self, number: int, *codes: int) -> asyncio.subprocess.Process:
-        assert self._running is not None
-        if self._running.returncode is None:
-            self._expected |= set(codes)
-            self._running.send_signal(number)
+        if self._running is None or self._running.returncode is not None:
+            raise RuntimeError(f"{self.name} does not run, so that nothing can be done to it")
+        self._expected |= set(codes)
+        self._running.send_signal(number)
         return self._running

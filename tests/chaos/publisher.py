@@ -71,7 +71,7 @@ async def stored(bus: Bus, ledger: Ledger, event: Event, ref: str, delay: float)
     try:
         await bus.publish(event, id=ref, delay=delay)
     except PublishError as error:
-        ledger.write("unsure", ref=ref, error=type(error).__name__)
+        ledger.write("unsure", ref=ref, error=type(error).__name__, told=str(error)[:200])
         return False
     ledger.write("confirmed", ref=ref)
     return True

@@ -9,15 +9,13 @@ from math import inf
 from typing import Any, Final, TypeAlias
 
 from .book import Fault
-from .reconcile import Verdict
+from .reconcile import PROMISES, Verdict
 from .recovery import Recovery
 
 
 Result: TypeAlias = dict[str, Any]
 
 MEASURES: Final = ("publish", "handle", "everywhere", "caught_up")
-PROMISES: Final = ("lost", "stuck", "given_up", "idempotent_twice", "disorder", "problems")
-"""What must be empty."""
 SHOWN: Final = 20
 """How many examples of a broken promise are kept."""
 

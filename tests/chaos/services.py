@@ -92,9 +92,11 @@ async def fail_at_first(event: Flaky, context: Context) -> None:
 
 @once.on(Task, name="work", idempotent=True)
 async def work_once(_: Task, message: Message, transaction: SqliteTransaction) -> None:
-    """Have an effect in the store."""
+    """Have an effect in the store; it is the ledger's before the store's transaction ends."""
     await busy()
-    await transaction.execute("INSERT INTO effects VALUES (?)", [message.correlation_id])
+    await transaction.execute(
+        "INSERT INTO effects VALUES (?, ?)", [message.correlation_id, f"{LEDGER.who}.{RUN.get()}"]
+    )
     effect("once.work", message)
 
 

@@ -24,9 +24,10 @@ TOTALS: Final = {
     "lost": "**lost**",
     "stuck": "**stuck in a queue**",
     "disorder": "**out of order**",
-    "idempotent_twice": "**run twice although idempotent**",
+    "effect_twice": "**effect twice although idempotent**",
+    "run_after_commit": "**run again after its commit although idempotent**",
     "given_up": "**dead-lettered though not doomed**",
-    "problems": "**processes that ended, or did not stop, as they should**",
+    "problems": "**processes, publishes and recoveries that did not end as they should**",
     "dead_lettered": "dead-lettered on purpose, all found",
     "destroyed": "deliveries destroyed with a deleted queue",
     "given_again": "runs again, because the broker gave the message again",
@@ -54,7 +55,11 @@ def recoveries(result: Result) -> Iterator[Row]:
 
 def _seconds(taken: list[Any]) -> str:
     known = [inf if one is None else float(one) for one in taken]
-    return f"{statistics.median(known):.1f} / {max(known):.1f}" if known else ""
+    return " / ".join(_tenths(one) for one in (statistics.median(known), max(known))) if known else ""
+
+
+def _tenths(seconds: float) -> str:
+    return "never" if seconds == inf else f"{seconds:.1f}"
 
 
 def markdown(result: Result) -> str:
