@@ -179,6 +179,25 @@ async def test_f7_letters_outlive_the_leader_of_their_stream_while_they_are_writ
             assert await insisted(partial(operator.letters, "picky", 0)) == []
 
 
+async def test_p6_a_delay_is_taken_while_any_one_node_is_gone(cluster: Cluster) -> None:
+    handled: Log[int] = Log()
+    service = Service("steady")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        handled.append(placed.number)
+
+    opened = staged("rabbitmq", cluster.url(), publish_timeout=30, namespace="delayed")
+    async with opened as stage, stage.hosting(service):
+        await stage.bus.publish(Placed(number=0), delay=0.1)
+        await handled.reaches(1)
+        await asyncio.sleep(OLD_ENOUGH)
+        for node in cluster.nodes:
+            await asyncio.to_thread(node.kill)
+            await stage.bus.publish(Placed(number=1), delay=0.1)
+            await asyncio.to_thread(node.start)
+
+
 async def test_f4_no_letter_is_lost_that_follows_one_whose_stream_got_another_leader(
     cluster: Cluster,
 ) -> None:

@@ -108,8 +108,10 @@ async def _declare_bottom(channel: AbstractChannel, names: Names) -> AbstractExc
     due = await channel.declare_exchange(names.of(DONE), "headers", durable=True, arguments=alternate)
     events = await channel.declare_exchange(names.events, "topic", durable=True)
     await events.bind(due, arguments={"x-match": "all", DUE: TO_EVENTS})
-    # an event that nobody wants must count as delivered, or at-least-once would keep it for ever
-    void = await channel.declare_queue(names.of(VOID), durable=True, arguments={"x-message-ttl": 0})
+    # an event that nobody wants must count as delivered, or at-least-once would keep it for ever; a classic queue would
+    # be gone with its node, and nothing could be delayed meanwhile
+    nothing: FieldTable = {"x-queue-type": "quorum", "x-message-ttl": 0}
+    void = await channel.declare_queue(names.of(VOID), durable=True, arguments=nothing)
     await void.bind(due, arguments={"x-match": "all", DUE: TO_EVENTS})
     back = await channel.declare_exchange(names.of(RETURN), "direct", durable=True, arguments=alternate)
     await back.bind(due, arguments={"x-match": "all", DUE: TO_QUEUE})
