@@ -12,19 +12,26 @@ import pytest
 from bus import Handler, Message, Process, Reject, Service
 from bus.flow import Flow
 from bus.service import Queue
-from bus.transport.rabbitmq import consumer, publisher
+from bus.transport.rabbitmq import consumer, hearing, publisher
 from tests.broker.fixtures import Shared
 from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 
 from .outages import CANCEL, Outage, swallow_down, swallow_up
-from .stage import Log, Placed, Shipped, Stage, staged
+from .stage import WITHIN, Log, Placed, Shipped, Stage, staged
 
 
 KILL_CHANNELS = (
     "[rabbit_channel:shutdown(P) || P <- rabbit_channel:list_local(),"
     ' (catch rabbit_channel:info(P, [vhost])) =:= [{{vhost, <<"{vhost}">>}}]].'
 )
+
+FORGET = (
+    '{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),'
+    " Cancel = fun(C) -> rabbit_fifo:make_checkout({{element(2, C), element(1, C)}}, cancel, #{{}}) end,"
+    " [ra:process_command(amqqueue:get_pid(Q), Cancel(C)) || C <- rabbit_amqqueue:consumers(Q)]."
+)
+"""Has a queue forget its consumers, which are not told."""
 
 
 def steady(log: Log[int], concurrency: int = 8) -> Service:
@@ -52,6 +59,37 @@ async def test_l2_a_worker_whose_channels_die_without_a_word_finds_out(
         await asyncio.to_thread(broker.node.ctl, "eval", KILL_CHANNELS.format(vhost=vhost_name))
         await rabbitmq.bus.publish(Placed(number=2))
         await log.holds(lambda seen: 2 in seen, "the second")
+
+
+async def test_l2_a_consumer_that_its_queue_forgot_without_a_word_is_there_again(
+    rabbitmq: Stage, broker: Shared, vhost_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "PROBE_AFTER", 0.2)
+    monkeypatch.setattr(hearing, "DEAF_AFTER", 0.5)
+    log: Log[int] = Log()
+    async with rabbitmq.hosting(steady(log)):
+        await rabbitmq.bus.publish(Placed(number=1))
+        await log.reaches(1)
+        await asyncio.to_thread(broker.node.ctl, "eval", FORGET.format(vhost=vhost_name, queue="steady.work"))
+        await rabbitmq.bus.publish(Placed(number=2))
+        await log.holds(lambda seen: 2 in seen, "the second")
+
+
+async def test_l4_a_worker_that_hears_nothing_for_long_stays_ready_while_it_consumes_anew(
+    rabbitmq: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "PROBE_AFTER", 0.05)
+    monkeypatch.setattr(hearing, "DEAF_AFTER", 0.1)
+    async with rabbitmq.hosting(steady(Log())) as hosted:
+        consuming = hosted.worker.consumers["steady.work"]
+        assert isinstance(consuming, consumer.RabbitMQConsumer)
+        (feed,) = consuming._feeds
+        async with asyncio.timeout(WITHIN):
+            while not consuming.consuming:
+                await asyncio.sleep(0.001)
+            while feed._consumers < 4:
+                assert consuming.consuming
+                await asyncio.sleep(0.001)
 
 
 async def test_l2_a_worker_that_is_told_that_its_consumers_are_cancelled_leaves_nothing_to_them(

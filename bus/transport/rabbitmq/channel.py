@@ -101,6 +101,7 @@ class Channel:
         self.on_end: Callable[[], None] = lambda: None
         self.acks = Acks()
         self.settled_last: deque[Settled] = deque(maxlen=0)
+        self.delivered = 0
         self.number = number
         self.link = link
         self._replies: deque[asyncio.Future[Any]] = deque()
@@ -112,7 +113,6 @@ class Channel:
         self._header = b""
         self._parts: list[bytes] = []
         self._missing = 0
-        self._delivered = 0
         self._future = asyncio.get_running_loop().create_future
         self._goodbye: asyncio.Future[bool] = self._future()
 
@@ -124,7 +124,7 @@ class Channel:
     @property
     def settled(self) -> bool:
         """Whether everything that came by it is settled."""
-        return len(self.acks) == self._delivered
+        return len(self.acks) == self.delivered
 
     async def rpc(self, command: Frame) -> Any:
         """Send a request and return the reply; raises what closed the channel."""
@@ -261,7 +261,7 @@ class Channel:
         if method is None:
             raise LinkLost("the broker sent content that belongs to no method")
         if method[3] == 60:  # Basic.Deliver; the other is Basic.Return
-            self._delivered += 1
+            self.delivered += 1
             if self.error is None:
                 self.on_delivery(Received(self, method, self._header, body))
         else:

@@ -15,6 +15,7 @@ from . import envelope, wire
 from .channel import Channel, ChannelClosed, LinkLost, Received
 from .delivery import RabbitMQDelivery, Settling
 from .doubts import Doubts
+from .hearing import Hearing
 from .inbox import Inbox
 from .supervisor import Backoff, Supervisor
 from .suspects import SUSPECT
@@ -67,7 +68,7 @@ class Feed:
         self._lost_at: float | None = None
         self._tags: list[str] = []
         self._granted = 0
-        self._registered = False
+        self._registered = self._renewing = False
         self._wake = asyncio.Event()
         self._consuming = asyncio.Lock()
 
@@ -75,7 +76,8 @@ class Feed:
     def consuming(self) -> bool:
         """Whether the broker has confirmed what it was asked for, and can still send."""
         channel = self._channel
-        return channel is not None and channel.error is None and self._registered and not self._cancelled
+        lives = channel is not None and channel.error is None and self._registered and not self._cancelled
+        return lives or self._renewing
 
     async def keep(self) -> None:
         """Consume, and consume again after whatever was lost; ends by being cancelled, and gives back the unsettled."""
@@ -84,6 +86,8 @@ class Feed:
             while True:
                 try:
                     await self._session(backoff)
+                    if self._renewing:
+                        continue
                 except (AccessRefused, ConfigurationError) as error:
                     self._inbox.fail(error)
                     return
@@ -95,13 +99,15 @@ class Feed:
                     self._tell(str(error))
                 except ConnectionError:
                     pass  # the supervisor says so once
+                self._renewing = False
                 await asyncio.sleep(backoff())
         finally:
+            self._renewing = False
             for channel in self._abandoned:
                 await channel.aclose()
 
     async def _session(self, backoff: Backoff) -> None:
-        """Consume on one channel, until it ends or the broker cancels the consumer."""
+        """Consume on one channel, until it ends, the broker cancels the consumer, or it heard nothing for long."""
         if self._missing or self._leaving:
             await self._there_again()
         channel = await self._opened()
@@ -115,12 +121,17 @@ class Feed:
             self._registered = False
             self._channel = channel
             await self._apply()
+            self._renewing = False
             if channel.error is None:
                 backoff.reset()
                 self._tell_again()
+            hearing = Hearing(channel)
             while channel.error is None and not self._cancelled and not self._left:
                 if not await self._news():
                     await self._probe(channel)
+                    if self._granted and hearing.deaf():
+                        self._renewing = True
+                        return
                 elif channel.error is None and not self._cancelled:
                     await self._apply()
             if channel.error is not None:
