@@ -145,8 +145,6 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=50.0, help="events a second, for each of four handlers")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     asked = parser.parse_args()
-    for name in ("tidegate", "aiormq", "aio_pika"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     folder, cluster, broken = Path(tempfile.mkdtemp(prefix="tidegate-cluster-")), Cluster(), list[str]()
     try:
         cluster.start()
@@ -165,4 +163,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    for name in ("tidegate", "aiormq", "aio_pika"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.exit(main())
