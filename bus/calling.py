@@ -34,14 +34,17 @@ def calling(handler: Handler, resources: Resources, threads: anyio.CapacityLimit
     """
     plain = {name: key for name, key in handler.needs.items() if key in (Context, Message)}
     own = {name for name, key in handler.needs.items() if handler.idempotent and key is transaction_type}
-    needs = {name: key for name, key in handler.needs.items() if name not in plain and name not in own}
+    lasting = resources.lasting(handler.needs)
+    needs = {name: key for name, key in handler.needs.items() if name not in {*plain, *own, *lasting}}
     timeout, cut_off = handler.timeout, awaited(handler.function)
     function = handler.function if cut_off else _threaded(handler.function, timeout, threads)
     deadline = Deadline(timeout) if cut_off else None
     opened = _opened(function, needs, resources, None if cut_off else Deadline(timeout), Deadline(timeout))
 
     async def call(given: Event | Message, context: Context, delivery: Delivery) -> Any:
-        values: dict[str, Any] = {name: context if key is Context else context.message for name, key in plain.items()}
+        values = dict(lasting)
+        for name, key in plain.items():
+            values[name] = context if key is Context else context.message
         if own:
             values |= dict.fromkeys(own, unit_of(delivery).transaction)
         waits_for: list[str] = []

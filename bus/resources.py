@@ -120,6 +120,10 @@ class Resources:
                     await self._enter(resource, self._open, stack)
             yield
 
+    def lasting(self, needs: Mapping[str, Key]) -> dict[str, Any]:
+        """Return the arguments for those of `needs` that are open for as long as the worker lives."""
+        return {name: self._open[key] for name, key in needs.items() if key in self._open}
+
     async def values(self, needs: Mapping[str, Key], stack: AsyncExitStack, waits_for: list[str]) -> dict[str, Any]:
         """Return the arguments for `needs`; those that live for one delivery are opened on `stack`.
 

@@ -257,7 +257,9 @@ async def test_l7_a_prune_leaves_what_the_newest_version_declares(rabbitmq: Stag
     assert await prune(rabbitmq, before(log)) == ["queue stock.renamed", "step stock.retry.3000"]
 
 
-@pytest.mark.parametrize("moment", ["after the first look", "after the last look", "just before the deletion"])
+@pytest.mark.parametrize(
+    "moment", ["after the first look", "while it is watched", "after the last look", "just before the deletion"]
+)
 async def test_l7_what_comes_in_while_its_queue_is_pruned_stays(
     rabbitmq: Stage, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -278,12 +280,20 @@ async def test_l7_what_comes_in_while_its_queue_is_pruned_stays(
     async def send_and_ask(channel: Any, command: Any, within: float = 10.0) -> Any:
         if moment == "just before the deletion" and getattr(command, "name", "") == "Queue.Delete":
             await rabbitmq.bus.publish(Placed(number=8), to="stock.removed")
-        return await ask(channel, command, within)
+        answer = await ask(channel, command, within)
+        if moment == "while it is watched" and getattr(command, "name", "") == "Basic.Consume":
+            tasks.create_task(send_late())
+        return answer
+
+    async def send_late() -> None:
+        await asyncio.sleep(0.3)
+        await rabbitmq.bus.publish(Placed(number=8), to="stock.removed")  # raises where the queue is gone
 
     monkeypatch.setattr(prunes, "look", look_and_send)
     monkeypatch.setattr(prunes, "ask", send_and_ask)
     (removed,) = [part for part in (await survey(rabbitmq, after(log))).left if part.name == "stock.removed"]
-    (kept,) = await rabbitmq.transport.topology.prune(APP, subscriptions(after(log)), [removed])
+    async with asyncio.TaskGroup() as tasks:
+        (kept,) = await rabbitmq.transport.topology.prune(APP, subscriptions(after(log)), [removed])
     monkeypatch.undo()
     assert "came in" in kept.kept
     assert await left(rabbitmq, after(log)) == [LEFT[0], "queue stock.removed 1 (messages)", LEFT[2]]
