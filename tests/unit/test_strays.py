@@ -189,7 +189,10 @@ async def test_a_stop_beside_a_stray_is_a_stop() -> None:
     assert delivery.settled == []
 
 
-async def test_what_runs_beside_a_consumer_that_fails_is_ended_and_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("turns", [0, 2], ids=["before its owner", "after its owner"])
+async def test_what_runs_beside_a_consumer_that_fails_is_ended_and_not_settled(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service, began, told, refuse = Service("shop"), Log[int](), Log[str](), asyncio.Event()
     take = MemoryConsumer.__anext__
 
@@ -208,8 +211,8 @@ async def test_what_runs_beside_a_consumer_that_fails_is_ended_and_not_settled(m
             await asyncio.sleep(60)
         finally:
             told.append("ended")
-            await asyncio.sleep(0)  # its owner goes on meanwhile
-            await asyncio.sleep(0)
+            for _ in range(turns):  # its owner goes on meanwhile
+                await asyncio.sleep(0)
 
     def watch(handler: Any, inner: Any) -> Any:
         async def run(delivery: Any) -> Any:
