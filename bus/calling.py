@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, TypeAlias
@@ -14,6 +15,7 @@ from .context import Context
 from .deadline import Deadline
 from .event import Event
 from .idempotency import unit_of
+from .logs import logger
 from .message import Message
 from .resources import Key, Resources
 from .service import Handler, awaited
@@ -37,7 +39,7 @@ def calling(handler: Handler, resources: Resources, threads: anyio.CapacityLimit
     lasting = resources.lasting(handler.needs)
     needs = {name: key for name, key in handler.needs.items() if name not in {*plain, *own, *lasting}}
     timeout, cut_off = handler.timeout, awaited(handler.function)
-    function = handler.function if cut_off else _threaded(handler.function, timeout, threads)
+    function = handler.function if cut_off else _threaded(handler, threads)
     deadline = Deadline(timeout) if cut_off else None
     opened = _opened(function, needs, resources, None if cut_off else Deadline(timeout), Deadline(timeout))
 
@@ -74,13 +76,25 @@ def _opened(
     return call
 
 
-def _threaded(function: Any, timeout: float, threads: anyio.CapacityLimiter) -> Any:
+def _threaded(handler: Handler, threads: anyio.CapacityLimiter) -> Any:
+    function, timeout = handler.function, handler.timeout
+
     async def threaded(given: Event | Message, **values: Any) -> Any:
         # a thread cannot be cancelled: its failure is settled when it returns, never beside a running twin
-        started = clock.monotonic()
-        returned = await anyio.to_thread.run_sync(
-            lambda: function(given, **values), abandon_on_cancel=True, limiter=threads
-        )
+        started, begun = clock.monotonic(), False
+
+        def run() -> Any:
+            nonlocal begun
+            begun = True
+            return function(given, **values)
+
+        try:
+            returned = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=threads)
+        except asyncio.CancelledError:
+            if begun:
+                told = "a plain function cannot be cut off: it is left where it is, and its message comes again"
+                logger().warning("handler left running", handler=handler.subscription_name, told=told)
+            raise
         if clock.monotonic() - started > timeout:
             raise TimeoutError(f"the handler returned after its timeout of {timeout:g} s")
         return returned

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 import anyio
 
@@ -29,6 +29,7 @@ from .idempotency import NotCompleted, once, undone, units
 from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Key, Resources
+from .runs import Run, Runs, run_of
 from .service import Handler, Middleware, Process
 from .settings import Settings
 from .store import OpenStore
@@ -71,7 +72,7 @@ class Runtime:
 
 
 def build(
-    handler: Handler, runtime: Runtime, slots: Slots, middleware: Sequence[Middleware], log: Middleware
+    handler: Handler, runtime: Runtime, slots: Slots, runs: Runs, middleware: Sequence[Middleware], log: Middleware
 ) -> Process:
     """Return how one delivery of the handler is processed and settled; whoever calls it has taken a slot."""
     process, store = running(handler, runtime), runtime.store if handler.idempotent else None
@@ -79,7 +80,7 @@ def build(
         process = once(handler, store, process)
     for wrap in reversed(middleware):
         process = wrap(handler, process)
-    process = settling(handler, process, slots, runtime)
+    process = settling(handler, process, slots, runs, runtime)
     return log(handler, process if store is None else units(handler, store, process))
 
 
@@ -135,19 +136,19 @@ def _refuse_unopened(message: Message) -> None:
         raise Undecodable("the body is in structured mode, and its event cannot be read")
 
 
-def settling(handler: Handler, process: Process, slots: Slots, runtime: Runtime) -> Process:
+def settling(handler: Handler, process: Process, slots: Slots, runs: Runs, runtime: Runtime) -> Process:
     """Return the step that carries the outcome out; the slot is free again before, as the broker may take its time.
 
     A run whose outcome could not be settled, because the connection was lost, is not repeated in this worker when its
     message comes again: the outcome that it came to is settled then.
     """
-    runs, random = Runs(), runtime.random
+    random = runtime.random
     alone = suspected(handler, process, runtime.settings.crash_limit)
 
     async def settle(delivery: Delivery) -> Outcome:
-        message, task = delivery.message, asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        key = None if message.id_made_up else (message.source, message.id, delivery.attempt)
+        key = run_of(delivery)
         begun: Run | None = None
         try:
             outcome = await runs.earlier(key) if key is not None and delivery.redelivered else None
@@ -238,56 +239,6 @@ async def _carry_out(
         outcome = judge(handler, delivery, failed, runtime.random)
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
     return outcome
-
-
-Run: TypeAlias = tuple[str, str, int]
-"""A message's source and id, which only together tell it from every other, and the attempt."""
-
-
-class Runs:
-    """The runs of one handler that are under way, and the outcomes that could not be settled yet.
-
-    So a message that comes again, after its connection was lost, finds its earlier run.
-    """
-
-    MOST: Final = 1_000
-    """Outcomes that are kept for messages that may come again; the oldest go first."""
-    KEPT: Final = 180.0
-    """Seconds after which what came not again does not come for its lost connection, and may be a replay."""
-
-    def __init__(self) -> None:
-        self._running: dict[Run, asyncio.Future[Outcome | None] | None] = {}
-        self._unsettled: dict[Run, tuple[Outcome, float]] = {}
-
-    def begin(self, key: Run | None) -> Run | None:
-        """Note that a run begins, and return its key."""
-        if key is not None:
-            self._running.setdefault(key, None)
-        return key
-
-    def end(self, key: Run | None, unsettled: Outcome | None) -> None:
-        """Note that a run is over, and keep its outcome if that is not settled."""
-        if key is None:
-            return
-        if unsettled is None:
-            self._unsettled.pop(key, None)  # kept for one that came between, and was lost too
-        twin = self._running.pop(key, None)
-        if twin is not None and not twin.done():
-            twin.set_result(unsettled)
-        elif unsettled is not None:
-            self._unsettled[key] = unsettled, asyncio.get_running_loop().time() + self.KEPT
-            if len(self._unsettled) > self.MOST:
-                del self._unsettled[next(iter(self._unsettled))]
-
-    async def earlier(self, key: Run) -> Outcome | None:
-        """Return the outcome of the earlier run of a message that came again, waiting for its end; None without one."""
-        if key in self._running:
-            twin = self._running[key]
-            if twin is None:
-                twin = self._running[key] = asyncio.get_running_loop().create_future()
-            return await asyncio.shield(twin)
-        outcome, until = self._unsettled.pop(key, (None, 0.0))
-        return outcome if until > asyncio.get_running_loop().time() else None
 
 
 def _hopeless(handler: Handler, delivery: Delivery, settings: Settings) -> Outcome | None:

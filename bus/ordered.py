@@ -13,7 +13,7 @@ from .lanes import Held, Lane, Lanes
 from .ordering import KeyOf
 from .service import Handler, Process
 from .strays import Ending, outlived
-from .subscriber import Gate
+from .subscriber import Gate, Turn
 from .transport import Consumer
 from .watchdog import HANDLING
 
@@ -41,7 +41,7 @@ class OrderedSubscriber:
         process: Process,
         at_once: int,
         key_of: KeyOf,
-        turn: asyncio.Lock,
+        turn: Turn,
         grace: float,
         stubborn: Callable[[], None],
     ) -> None:
@@ -138,13 +138,9 @@ class OrderedSubscriber:
                 self._idle.add(task)
                 lane = await self._next()
                 if lane.waiting and lane.waiting[0].suspect:
-                    await self._gate.turn(self._turn)
-                    try:
-                        async with self._stand_still():
-                            await self._run(lane, task, alone=True)
-                    finally:
-                        self._turn.release()
+                    await self._run_alone(lane, task)
                 else:
+                    await self._gate.take()
                     await self._run(lane, task)
                 lane = None
                 await asyncio.sleep(0)
@@ -166,8 +162,25 @@ class OrderedSubscriber:
         most = self.handler.flow.most(self.unsettled)
         return (alone or not self._standing) and (most == self.unsettled or self._lanes.running < most)
 
+    async def _run_alone(self, lane: Lane, task: asyncio.Task[None]) -> None:
+        """Run a suspect beside no other of the process; whoever waits for its turn keeps nobody from anything."""
+        while True:
+            await self._turn.given()
+            await self._gate.take()
+            taken = False
+            try:
+                async with self._stand_still():
+                    if taken := self._turn.take_now():
+                        try:
+                            await self._run(lane, task, alone=True)
+                        finally:
+                            self._turn.give()
+                        return
+            finally:
+                if not taken:
+                    self._gate.give()
+
     async def _run(self, lane: Lane, task: asyncio.Task[None], *, alone: bool = False) -> None:
-        await self._gate.take()
         if not self._may_begin(alone=alone):
             self._lanes.put_back(lane)
         elif (held := self._lanes.begin(lane)) is not None:

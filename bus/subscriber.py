@@ -9,6 +9,7 @@ from typing import Final
 from .draining import drain
 from .outcome import Release
 from .pace import Pace
+from .runs import Runs
 from .service import Handler, Process, Service
 from .strays import Ending, outlived
 from .transport import Consumer, Delivery
@@ -17,6 +18,36 @@ from .watchdog import HANDLING
 
 LONGEST_WAIT: Final = 15 * 60.0
 """Seconds that a delivery may wait unstarted: half of what the broker allows before it takes the message back."""
+
+
+class Turn:
+    """The right to run a suspect, one in the whole process: none dies beside another and takes its blame.
+
+    Nobody waits for anything else while he has it.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @property
+    def taken(self) -> bool:
+        """Whether somebody has it."""
+        return not self._free.is_set()
+
+    def take_now(self) -> bool:
+        """Take it if nobody has it; tell whether that was so."""
+        free = self._free.is_set()
+        self._free.clear()
+        return free
+
+    def give(self) -> None:
+        """Give it back."""
+        self._free.set()
+
+    async def given(self) -> None:
+        """Wait until nobody has it; of all who wait, one will take it next."""
+        await self._free.wait()
 
 
 class Gate:
@@ -47,15 +78,6 @@ class Gate:
             self._pace.take()
         await self._slots()
         return True
-
-    async def turn(self, turn: asyncio.Lock) -> None:
-        """Wait for the turn of a suspect; a handler's slow pace must not hold up everyone's."""
-        while True:
-            await self.paced()
-            await turn.acquire()
-            if self.due():
-                return
-            turn.release()
 
     async def paced(self) -> None:
         """Wait until the handler's pace lets a run begin."""
@@ -103,7 +125,7 @@ def prefetch(service: Service, handler: Handler) -> int:
 class Subscriber:
     """The tasks that take one handler's deliveries, as many as may be unsettled at once.
 
-    `turn` is the right to run a suspect, one in the whole process: none dies beside another and takes its blame.
+    `turn` is the right to run a suspect, and `runs` tells which run of its messages is not over yet.
     """
 
     def __init__(
@@ -112,7 +134,8 @@ class Subscriber:
         gate: Gate,
         process: Process,
         unsettled: int,
-        turn: asyncio.Lock,
+        turn: Turn,
+        runs: Runs,
         grace: float,
         stubborn: Callable[[], None],
     ) -> None:
@@ -123,6 +146,7 @@ class Subscriber:
         self._gate = gate
         self._process = process
         self._turn = turn
+        self._runs = runs
         self._grace = grace
         self._stubborn = stubborn
         self._busy: set[asyncio.Task[None]] = set()
@@ -198,9 +222,9 @@ class Subscriber:
                 if not await outlived(task, self._name):
                     raise
 
-    async def _run(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
-        at_once = self._may_begin() and await self._gate.take_now()
-        if not at_once and not await self._waited(self._right(), delivery):
+    async def _run(self, delivery: Delivery, task: asyncio.Task[None], *, taken: bool = False) -> None:
+        at_once = taken or (not delivery.redelivered and self._may_begin() and await self._gate.take_now())
+        if not at_once and not await self._waited(self._right(delivery), delivery):
             return
         if delivery.lost:
             self._gate.give()
@@ -217,18 +241,27 @@ class Subscriber:
 
     async def _run_alone(self, delivery: Delivery, consumer: Consumer, task: asyncio.Task[None]) -> None:
         """Run a suspect beside no other suspect of the process; what is none goes on meanwhile."""
-        if self._turn.locked():
-            # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
-            await consumer.limit(self._allowed())
-        if await self._waited(self._gate.turn(self._turn), delivery):
+        if await self._waited(self._right_alone(delivery, consumer), delivery):
             try:
-                if not delivery.lost:
-                    await self._run(delivery, task)
+                await self._run(delivery, task, taken=True)
             finally:
-                self._turn.release()
+                self._turn.give()
 
-    async def _right(self) -> None:
-        """Wait for the right to run one delivery, while nothing stops the handler."""
+    async def _right_alone(self, delivery: Delivery, consumer: Consumer) -> None:
+        """Wait for the right to run a suspect, and its turn; who waits for one of them keeps nobody from the other."""
+        while True:
+            if self._turn.taken:
+                # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
+                await consumer.limit(self._allowed())
+                await self._turn.given()
+            await self._right(delivery)
+            if self._turn.take_now():
+                return
+            self._gate.give()
+
+    async def _right(self, delivery: Delivery) -> None:
+        """Wait for the right to run one delivery, while nothing stops the handler; its earlier run is over then."""
+        await self._runs.over(delivery)
         while True:
             while not self._may_begin():
                 await self.handler.flow.changed()

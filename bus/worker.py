@@ -22,10 +22,11 @@ from .ordered import OrderedSubscriber
 from .ordering import keyed
 from .pace import Pace, fitted
 from .resources import Key
+from .runs import Runs
 from .service import Handler, Middleware, Service, store_of
 from .settings import Settings
 from .store import OpenStore
-from .subscriber import Gate, Subscriber, prefetch
+from .subscriber import Gate, Subscriber, Turn, prefetch
 from .transport import Consumer, Subscription, Transport
 
 
@@ -67,7 +68,7 @@ class Worker:
         self._middleware = tuple(middleware)
         self._provided = dict(provided or {})
         self._random = random or Random()
-        self._turn = asyncio.Lock()
+        self._turn = Turn()
         self._useless = asyncio.Event()
         self._logger = logger()
         self.flows = {handler.subscription_name: Flow() for service in services for handler in service.handlers}
@@ -236,7 +237,8 @@ class Worker:
     ) -> Subscriber | OrderedSubscriber:
         own = None if handler.concurrency is None else asyncio.Semaphore(handler.concurrency)
         gate = Gate(slots, own, Pace(handler.rate) if handler.rate is not None else None)
-        process = build(handler, runtime, gate, (*self._middleware, *service.middleware), self._log)
+        runs = Runs()
+        process = build(handler, runtime, gate, runs, (*self._middleware, *service.middleware), self._log)
         if handler.ordered_by is not None:
             known = handler.known(self._events) if handler.events else None
             key_of = keyed(known, handler.ordered_by, self._settings.max_message_bytes)
@@ -245,7 +247,7 @@ class Worker:
         unsettled = prefetch(service, handler)
         if handler.rate is not None:
             process = fitted(handler.rate, handler.flow, unsettled, process)
-        return Subscriber(handler, gate, process, unsettled, self._turn, self._settings.grace, self.stubborn)
+        return Subscriber(handler, gate, process, unsettled, self._turn, runs, self._settings.grace, self.stubborn)
 
     async def _subscribe(
         self, subscriber: Subscriber | OrderedSubscriber, stop: asyncio.Event, consuming: Countdown

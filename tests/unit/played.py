@@ -20,6 +20,7 @@ from bus.delivery import Runtime, build
 from bus.discovery import named
 from bus.middleware.logging import logging
 from bus.resources import Resources
+from bus.runs import Runs
 
 
 class Placed(Event, type="order.placed"):
@@ -81,7 +82,7 @@ def process(service: Service, *middleware: Any, slots: Slots | None = None, **fu
         threads=anyio.CapacityLimiter(4),
         **further,
     )
-    return build(handler, runtime, slots or Slots(), middleware, logging())
+    return build(handler, runtime, slots or Slots(), Runs(), middleware, logging())
 
 
 def handling(function: Callable[..., Any], **options: Any) -> Service:

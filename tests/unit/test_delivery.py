@@ -27,7 +27,6 @@ from bus import (
     fixed,
     immediate,
 )
-from bus.delivery import Runs
 from bus.errors import DeliveryLost
 from bus.message import Ids
 from bus.testing import context
@@ -278,26 +277,6 @@ async def test_another_attempt_or_a_message_without_an_id_of_its_own_is_run() ->
         delivery.refuse = [DeliveryLost("gone")]
         await run(delivery)
     assert len(runs) == 4
-
-
-async def test_only_so_many_lost_outcomes_are_kept() -> None:
-    runs = Runs()
-    for number in range(Runs.MOST + 10):
-        runs.begin(("/t", str(number), 1))
-        runs.end(("/t", str(number), 1), Ack())
-    assert await runs.earlier(("/t", "0", 1)) is None
-    assert await runs.earlier(("/t", str(Runs.MOST + 9), 1)) == Ack()
-
-
-async def test_a_lost_outcome_is_forgotten_when_another_worker_may_have_settled_its_message() -> None:
-    runs, loop = Runs(), asyncio.get_running_loop()
-    late = loop.time() + Runs.KEPT
-    for number in (1, 2):
-        runs.end(("/t", str(number), 1), Ack())
-    with pytest.MonkeyPatch.context() as patch:
-        assert await runs.earlier(("/t", "1", 1)) == Ack()
-        patch.setattr(loop, "time", lambda: late + 1)
-        assert await runs.earlier(("/t", "2", 1)) is None
 
 
 async def test_messages_of_one_id_and_two_sources_both_run_whatever_was_lost() -> None:

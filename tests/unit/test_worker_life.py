@@ -191,7 +191,9 @@ async def test_what_outlasts_the_grace_is_cancelled_and_comes_again_as_the_same_
     assert (stored.attempt, stored.redelivered, stored.first_failed_at) == (1, 1, None)
 
 
-async def test_a_plain_function_that_outlasts_the_grace_holds_nothing_up(stage: Stage) -> None:
+async def test_a_plain_function_that_outlasts_the_grace_is_told_and_holds_nothing_up(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     service, began, go = Service("slow"), Log[int](), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -206,6 +208,8 @@ async def test_a_plain_function_that_outlasts_the_grace_holds_nothing_up(stage: 
         await hosted.stop()
     go.set()
     assert len(memory(stage).queues["slow.work"].ready) == 1
+    assert "handler left running" in caplog.text
+    assert "slow.work" in caplog.text
 
 
 async def test_a_worker_that_was_stopped_before_it_began_runs_nothing(stage: Stage) -> None:

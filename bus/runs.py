@@ -1,0 +1,77 @@
+"""Runs: those of one handler that are under way, and the outcomes that could not be settled.
+
+So a message that comes again, after its connection was lost, finds its earlier run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, TypeAlias
+
+from .outcome import Outcome
+from .transport import Delivery
+
+
+Run: TypeAlias = tuple[str, str, int]
+"""A message's source and id, which only together tell it from every other, and the attempt."""
+
+
+def run_of(delivery: Delivery) -> Run | None:
+    """Return what tells the run of a delivery from every other; None where its message came without an id."""
+    message = delivery.message
+    return None if message.id_made_up else (message.source, message.id, delivery.attempt)
+
+
+class Runs:
+    """The runs that are under way, and what those came to whose connection was lost."""
+
+    MOST: Final = 1_000
+    """Outcomes that are kept for messages that may come again; the oldest go first."""
+    KEPT: Final = 180.0
+    """Seconds after which what came not again does not come for its lost connection, and may be a replay."""
+
+    def __init__(self) -> None:
+        self._running: dict[Run, asyncio.Event | None] = {}
+        self._unsettled: dict[Run, tuple[Outcome, float]] = {}
+
+    def begin(self, key: Run | None) -> Run | None:
+        """Note that a run begins, and return its key."""
+        if key is not None:
+            self._running.setdefault(key, None)
+        return key
+
+    def end(self, key: Run | None, unsettled: Outcome | None) -> None:
+        """Note that a run is over, and keep its outcome if that is not settled."""
+        if key is None:
+            return
+        self._unsettled.pop(key, None)
+        if unsettled is not None:
+            self._unsettled[key] = unsettled, asyncio.get_running_loop().time() + self.KEPT
+            if len(self._unsettled) > self.MOST:
+                del self._unsettled[next(iter(self._unsettled))]
+        if (waited_for := self._running.pop(key, None)) is not None:
+            waited_for.set()
+
+    async def over(self, delivery: Delivery) -> None:
+        """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""
+        key = run_of(delivery)
+        if key is None or not delivery.redelivered or key not in self._running:
+            return
+        if (older := self._running[key]) is not None:
+            self._running[key] = None
+            older.set()
+        while key in self._running and not delivery.lost:
+            await self._changed(key)
+
+    async def earlier(self, key: Run) -> Outcome | None:
+        """Return the outcome of the earlier run of a message that came again, waiting for its end; None without one."""
+        while key in self._running:
+            await self._changed(key)
+        outcome, until = self._unsettled.get(key, (None, 0.0))
+        return outcome if until > asyncio.get_running_loop().time() else None
+
+    async def _changed(self, key: Run) -> None:
+        event = self._running[key]
+        if event is None:
+            event = self._running[key] = asyncio.Event()
+        await event.wait()

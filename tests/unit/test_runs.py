@@ -1,0 +1,30 @@
+"""What is known of runs whose outcome could not be settled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bus import Ack
+from bus.runs import Runs
+
+
+async def test_only_so_many_lost_outcomes_are_kept() -> None:
+    runs = Runs()
+    for number in range(Runs.MOST + 10):
+        runs.begin(("/t", str(number), 1))
+        runs.end(("/t", str(number), 1), Ack())
+    assert await runs.earlier(("/t", "0", 1)) is None
+    assert await runs.earlier(("/t", str(Runs.MOST + 9), 1)) == Ack()
+
+
+async def test_a_lost_outcome_is_forgotten_when_another_worker_may_have_settled_its_message() -> None:
+    runs, loop = Runs(), asyncio.get_running_loop()
+    late = loop.time() + Runs.KEPT
+    for number in (1, 2):
+        runs.end(("/t", str(number), 1), Ack())
+    with pytest.MonkeyPatch.context() as patch:
+        assert await runs.earlier(("/t", "1", 1)) == Ack()
+        patch.setattr(loop, "time", lambda: late + 1)
+        assert await runs.earlier(("/t", "2", 1)) is None

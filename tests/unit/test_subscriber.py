@@ -1,0 +1,193 @@
+"""What waits for its right to run, and keeps nobody else from his: at a consumer that is played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import pytest
+
+from bus import Ack, Outcome, Release, Service, Settings
+from bus.delivery import Runtime, build
+from bus.discovery import named
+from bus.errors import DeliveryLost
+from bus.flow import Flow
+from bus.middleware.logging import logging
+from bus.ordered import OrderedSubscriber
+from bus.resources import Resources
+from bus.runs import Runs
+from bus.subscriber import Gate, Subscriber, Turn
+
+from .played import Placed, Played
+
+
+class Handed(Played):
+    """A delivery that is handed out by a broker, and cannot be settled once it is lost."""
+
+    async def settle(self, outcome: Outcome) -> None:
+        if self.lost:
+            raise DeliveryLost("gone")
+        await super().settle(outcome)
+
+
+def suspect(number: int = 0) -> Handed:
+    made = Handed(redelivered=2, id=f"suspect {number}")
+    made.suspect = True
+    return made
+
+
+class Consumer:
+    """Hands out what it is given, and notes who asks it for more."""
+
+    def __init__(self) -> None:
+        self.given: asyncio.Queue[Handed] = asyncio.Queue()
+        self.asks: list[asyncio.Task[Any]] = []
+        self.consuming = True
+
+    def __aiter__(self) -> Consumer:
+        return self
+
+    async def __anext__(self) -> Handed:
+        return await self.given.get()
+
+    async def limit(self, unsettled: int) -> None:
+        asking = asyncio.current_task()
+        assert asking is not None
+        self.asks.append(asking)
+        await asyncio.sleep(0)
+
+
+def subscriber(service: Service, slots: asyncio.Semaphore, turn: Turn) -> Subscriber | OrderedSubscriber:
+    runtime = Runtime(
+        settings=Settings(),
+        events=named([service]),
+        resources=Resources(service.resources, {}),
+        source="/test/shop",
+        threads=anyio.CapacityLimiter(4),
+    )
+    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots), Runs()
+    process = build(handler, runtime, gate, runs, (), logging())
+    if handler.ordered_by is not None:
+        return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, turn, 0.1, lambda: None)
+    return Subscriber(handler, gate, process, 8, turn, runs, 0.1, lambda: None)
+
+
+@asynccontextmanager
+async def consuming(service: Service, slots: asyncio.Semaphore, turn: Turn) -> AsyncIterator[Consumer]:
+    """Run the one handler of a service meanwhile."""
+    consumer, stop = Consumer(), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(subscriber(service, slots, turn).run(consumer, stop))
+        try:
+            yield consumer
+        finally:
+            stop.set()
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+async def test_what_comes_again_beside_a_hung_run_takes_neither_slots_nor_the_turn() -> None:
+    a, b, began, hung, turn = Service("a"), Service("b"), list[str](), threading.Event(), Turn()
+    slots = asyncio.Semaphore(3)
+
+    @a.on(Placed, timeout=0.01)
+    def work(placed: Placed) -> None:
+        began.append("a")
+        hung.wait()
+
+    @b.on(Placed)
+    async def other(placed: Placed) -> None:
+        began.append("b")
+
+    async with consuming(a, slots, turn) as first, consuming(b, asyncio.Semaphore(1), turn) as second:
+        try:
+            lost: list[Handed] = []
+            for redelivered in range(4):
+                copy = Handed(redelivered=redelivered)
+                copy.suspect = redelivered >= 2
+                first.given.put_nowait(copy)
+                await until(first.given.empty)
+                await until(lambda: began)
+                await asyncio.sleep(0.02)
+                assert slots._value == 2
+                copy.lost = redelivered < 3  # its channel ends, so it comes again
+                lost.append(copy)
+            second.given.put_nowait(suspect())
+            await until(lambda: "b" in began)
+        finally:
+            hung.set()
+        await until(lambda: copy.settled)
+    assert began == ["a", "b"]
+    assert not any(each.settled for each in lost[:-1])
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_suspect_that_waits_for_a_slot_keeps_nobody_from_his_turn(ordered: bool) -> None:
+    a, b, began, turn = Service("a"), Service("b"), list[str](), Turn()
+    slots = asyncio.Semaphore(1)
+    options = {"ordered_by": "number"} if ordered else {}
+
+    @a.on(Placed, **options)
+    async def work(placed: Placed) -> None:
+        began.append("a")
+
+    @b.on(Placed)
+    async def other(placed: Placed) -> None:
+        began.append("b")
+
+    await slots.acquire()
+    async with consuming(a, slots, turn) as first, consuming(b, asyncio.Semaphore(1), turn) as second:
+        waits = suspect(1)
+        first.given.put_nowait(waits)
+        await until(first.given.empty)
+        await asyncio.sleep(0.01)
+        second.given.put_nowait(suspect(2))
+        await until(lambda: began == ["b"])
+        assert waits.marks == []
+        slots.release()
+        await until(lambda: waits.settled)
+    assert began == ["b", "a"]
+
+
+async def test_a_suspect_that_waits_for_its_turn_keeps_no_slot() -> None:
+    service, handled, turn = Service("a"), list[str](), Turn()
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        handled.append("a")
+
+    assert turn.take_now()
+    async with consuming(service, asyncio.Semaphore(1), turn) as consumer:
+        waits, passes = suspect(), Handed()
+        for each in (waits, passes):
+            consumer.given.put_nowait(each)
+        await until(lambda: passes.settled)
+        assert waits.settled == []
+        turn.give()
+        await until(lambda: waits.settled == [Ack()])
+    assert len(handled) == 2
+
+
+async def test_a_stray_while_a_suspect_lets_its_neighbours_through_gives_it_back() -> None:
+    service, turn = Service("a"), Turn()
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None: ...
+
+    assert turn.take_now()
+    async with consuming(service, asyncio.Semaphore(1), turn) as consumer:
+        waits = suspect()
+        consumer.given.put_nowait(waits)
+        await until(lambda: consumer.asks)
+        consumer.asks[0].cancel()  # nobody stops the worker
+        await until(lambda: waits.settled)
+    assert waits.settled == [Release()]
