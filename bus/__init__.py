@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .retry import Policy, exponential, fixed, immediate
     from .service import Handler, Middleware, Process, Queue, Service
     from .settings import Settings
-    from .store import AlreadyCompleted, OpenStore, Store, Transaction
+    from .store import AlreadyCompleted, Completion, OpenStore, Store
     from .store.sqlite import SqliteStore, SqliteTransaction
     from .transport import Delivery
 
@@ -61,6 +61,7 @@ __all__ = [
     "App",
     "Bus",
     "BusUnavailable",
+    "Completion",
     "ConfigurationError",
     "Context",
     "Data",
@@ -98,7 +99,6 @@ __all__ = [
     "SyncBus",
     "TidegateError",
     "TopologyMismatch",
-    "Transaction",
     "Undecodable",
     "Unroutable",
     "breaker",
@@ -123,7 +123,7 @@ _HOMES: Final = {
     "retry": "Policy exponential fixed immediate",
     "service": "Handler Middleware Process Queue Service",
     "settings": "Settings",
-    "store": "AlreadyCompleted OpenStore Store Transaction",
+    "store": "AlreadyCompleted Completion OpenStore Store",
     "store.sqlite": "SqliteStore SqliteTransaction",
     "transport": "Delivery",
 }

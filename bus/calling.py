@@ -48,7 +48,7 @@ def calling(handler: Handler, resources: Resources, threads: anyio.CapacityLimit
         for name, key in plain.items():
             values[name] = context if key is Context else context.message
         if own:
-            values |= dict.fromkeys(own, unit_of(delivery).transaction)
+            values |= dict.fromkeys(own, unit_of(delivery).completion.transaction)
         waits_for: list[str] = []
         work = opened(given, values, waits_for) if needs else function(given, **values)
         return await (work if deadline is None else deadline.run(work, waits_for))

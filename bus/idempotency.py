@@ -1,6 +1,6 @@
 """Idempotency: a message whose completion was recorded is not run again.
 
-A handler with `idempotent=True` has a unit around each of its deliveries: the delivery, and a transaction of the
+A handler with `idempotent=True` has a unit around each of its deliveries: the delivery, and its completion in the
 service's store. The unit completes what is acked, between its events and its ack, and undoes what is not.
 """
 
@@ -17,7 +17,7 @@ from .logs import logger
 from .message import Message, unique
 from .outcome import Ack, DeadLetter, Outcome, Retry
 from .service import Handler, Process
-from .store import AlreadyCompleted, OpenStore, Transaction
+from .store import AlreadyCompleted, Completion, OpenStore
 from .transport import Delivery
 from .wrapped import WrappedDelivery
 
@@ -33,30 +33,30 @@ class NotCompleted(TidegateError):
 
 
 class Unit(WrappedDelivery):
-    """A delivery of an idempotent handler, and the transaction that completes it.
+    """A delivery of an idempotent handler, and its completion.
 
     What the store raises is a failure of this run, and of nothing else.
     """
 
-    __slots__ = ("_committed", "_handler", "_store", "_told", "_transaction", "known")
+    __slots__ = ("_committed", "_completion", "_handler", "_store", "_told", "known")
 
     def __init__(self, delivery: Delivery, handler: Handler, store: OpenStore) -> None:
         super().__init__(delivery)
         self._committed = False
+        self._completion: Completion | None = None
         self._handler = handler
         self._store = store
         self._told = False
-        self._transaction: Transaction | None = None
         self.known = False
         """Whether it was completed before, so that nothing is left to do but to ack it."""
 
     @property
-    def transaction(self) -> Transaction:
-        """The transaction, made when it is first asked for: by a handler that wants it, or by the completion."""
-        if self._transaction is None:
+    def completion(self) -> Completion:
+        """The completion, made when it is first asked for: by a handler that wants its transaction, or by the ack."""
+        if self._completion is None:
             message = self.message
-            self._transaction = self._store.transaction(None if message.id_made_up else key_of(self._handler, message))
-        return self._transaction
+            self._completion = self._store.completion(None if message.id_made_up else key_of(self._handler, message))
+        return self._completion
 
     @property
     def attempt(self) -> int:
@@ -86,19 +86,19 @@ class Unit(WrappedDelivery):
 
     async def rollback(self) -> None:
         """Undo what was not committed. A store that cannot is told of: without a commit it keeps nothing either."""
-        if self._transaction is not None:
+        if self._completion is not None:
             try:
-                await self._transaction.rollback()
+                await self._completion.rollback()
             except Exception as error:
                 self._tell("not rolled back", error)
 
     @property
     def undone(self) -> bool:
         """Whether its handler wrote something that was not committed, so that it must run again."""
-        if self._committed or self._transaction is None:
+        if self._committed or self._completion is None:
             return False
         try:
-            return self._transaction.used
+            return self._completion.used
         except Exception as error:
             self._tell("not known whether it wrote", error)
             return True
@@ -113,7 +113,7 @@ class Unit(WrappedDelivery):
 
     async def _complete(self) -> None:
         try:
-            await self.transaction.commit()
+            await self.completion.commit()
         except AlreadyCompleted:
             pass  # by another run at the same time: its effects count, and what this one published has the same ids
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from .context import Context
 from .message import Message
 from .resources import Key, called
-from .store import Store, Transaction, is_store
+from .store import Completion, Store, is_store
 
 
 PLAIN: Final = (str, bytes, int, float, complex, type(None))
@@ -37,12 +37,12 @@ def remedy(service: str, key: Key, store: Store | None) -> str:
     # not above: only who has a store needs SQLite
     from .store.sqlite import SqliteTransaction
 
-    if store is not None and key in (SqliteTransaction, Transaction):
+    if store is not None and key in (SqliteTransaction, Completion):
         return f"the transactions of its store {store!r} are {called(store.transaction_type)}"
     if key is SqliteTransaction:
         return f'it is its store\'s: Service("{service}", store=SqliteStore("…")), and idempotent=True in its on(…)'
-    if key is Transaction:
-        return "ask for the type of its store's, such as SqliteTransaction"
+    if key is Completion:
+        return "it is Tidegate's; ask for the transaction of its store, such as SqliteTransaction"
     return f"declare it with @{service}.resource"
 
 

@@ -1,4 +1,4 @@
-"""Stores: where completions of idempotent handlers are recorded, and the transaction that handlers may write in.
+"""Stores: where completions of idempotent handlers are recorded, with what those wrote in the store's transaction.
 
 A store of another database implements the three protocols of this file: see `docs/idempotency.md`.
 """
@@ -6,7 +6,7 @@ A store of another database implements the three protocols of this file: see `do
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 from ..errors import TidegateError
 
@@ -18,8 +18,18 @@ class AlreadyCompleted(TidegateError):
     """
 
 
-class Transaction(Protocol):
-    """The completion of one run, and what its handler writes with it. Nothing begins before the handler's first use."""
+class Completion(Protocol):
+    """The completion of one run, and the transaction that is committed with it. No handler gets it."""
+
+    @property
+    def transaction(self) -> object:
+        """What the handler writes with, of the store's `transaction_type`. Nothing begins before its first use.
+
+        It is another object than this one, because the completion is recorded by `commit` below and by nothing else:
+        whatever a handler calls or executes, a commit of its own too, must not record it. The events of that handler
+        are not stored yet, and its run may still fail.
+        """
+        ...
 
     @property
     def used(self) -> bool:
@@ -49,8 +59,8 @@ class OpenStore(Protocol):
         """Tell whether a completion of this key was recorded, and not forgotten yet."""
         ...
 
-    def transaction(self, key: str | None) -> Transaction:
-        """Return a transaction whose commit records the key; with None it records nothing, and only writes."""
+    def completion(self, key: str | None) -> Completion:
+        """Return a completion whose commit records the key; with None it records nothing, and only writes."""
         ...
 
 
@@ -61,7 +71,7 @@ class Store(Protocol):
     """
 
     @property
-    def transaction_type(self) -> type[Transaction]:
+    def transaction_type(self) -> type[Any]:
         """The class by which handlers ask for their transaction, as a parameter's annotation."""
         ...
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from .. import clock
 from ..clock import Seconds, span
@@ -49,6 +49,8 @@ DELETE FROM tidegate_completions WHERE key IN
 """
 LOOK: Final = "SELECT 1 FROM tidegate_completions WHERE key = ? AND at > ?"
 
+AGAIN: Final = "which is run whenever the store is opened (CREATE … IF NOT EXISTS, INSERT OR IGNORE)"
+ENDED: Final = "Tidegate commits it once the handler has returned and its events are stored; to have it undone, raise"
 FIRST: Final = "another run of this message was completed first"
 OVER: Final = (
     "the transaction is over: it ends when its handler returns, or with a statement that ends it (COMMIT, ROLLBACK, a "
@@ -64,7 +66,7 @@ class SqliteStore:
     """Completions in one SQLite file, which the workers of one machine share; none of another machine can.
 
     `keep` (7 days) is how long a completion is remembered: a duplicate that comes later runs again. `schema` is SQL
-    that makes the tables of the handlers, run whenever the store is opened (`CREATE TABLE IF NOT EXISTS …`).
+    that makes the tables of the handlers, run once whenever a worker opens the store: `CREATE TABLE IF NOT EXISTS …`.
 
     `SqliteStore(":memory:")` is for tests: it lasts as long as this object. Its file is `path`, as any other's.
     """
@@ -85,7 +87,7 @@ class SqliteStore:
         self.schema = schema
 
     def __repr__(self) -> str:
-        return f"SqliteStore({str(self.path)!r})"
+        return f"SqliteStore({str(self.path) if self.lasting else IN_MEMORY!r})"
 
     @property
     def transaction_type(self) -> type[SqliteTransaction]:
@@ -101,8 +103,8 @@ class SqliteStore:
         """
         reading, writing = Line(self, in_thread=self.lasting), Line(self, in_thread=self.lasting)
         try:
-            for line in (writing, reading):
-                await line.open()
+            await writing.open(f"BEGIN IMMEDIATE;{TABLE}{self.schema}\n;COMMIT")
+            await reading.open()
             yield OpenSqliteStore(self, reading, writing)
         finally:
             try:
@@ -157,13 +159,13 @@ class Line:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise
                 if asyncio.get_running_loop().time() > until:
-                    error.add_note(f"{self._store.path}: another process held its lock for {PATIENCE:g} s")
+                    error.add_note(f"{self._store!r}: another process held its lock for {PATIENCE:g} s")
                     raise
             await asyncio.sleep(nap)
             nap = min(2 * nap, LONGEST_NAP)
 
-    async def open(self) -> None:
-        """Open the connection, and make the tables."""
+    async def open(self, script: str = "") -> None:
+        """Open the connection, and run the script, which makes the tables."""
         path = self._store.path
 
         def opened() -> None:
@@ -173,7 +175,7 @@ class Line:
                 connection.execute("PRAGMA journal_mode = WAL")
                 # FULL: what was recorded is acked at the broker, so it must survive the power's loss too
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self._thread else 'OFF'}")
-                connection.executescript(f"BEGIN IMMEDIATE;{TABLE}{self._store.schema}\n;COMMIT")
+                connection.executescript(script)
                 connection.execute("PRAGMA busy_timeout = 0")
             except BaseException:
                 connection.close()
@@ -184,10 +186,8 @@ class Line:
             await self._run(opened)
         except sqlite3.Error as error:
             if self._store.schema and getattr(error, "sqlite_errorcode", 0) & 0xFF in WRONG_SQL:
-                raise ConfigurationError(
-                    f"SqliteStore({str(path)!r}): {error}; mend the SQL of its schema=…"
-                ) from error
-            told = f"SqliteStore({str(path)!r}): {error}; "
+                raise ConfigurationError(f"{self._store!r}: {error}; mend the SQL of its schema=…, {AGAIN}") from error
+            told = f"{self._store!r}: {error}; "
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 slow = f"another process held its lock for {PATIENCE:g} s: a handler that is slow in its transaction?"
                 raise StoreError(told + slow) from error
@@ -257,9 +257,9 @@ class OpenSqliteStore:
         """Tell whether the key was recorded within `keep`."""
         return await self._look_up(key)
 
-    def transaction(self, key: str | None) -> SqliteTransaction:
-        """Return a transaction that records the key."""
-        return SqliteTransaction(self, key)
+    def completion(self, key: str | None) -> SqliteCompletion:
+        """Return a completion that records the key."""
+        return SqliteCompletion(self, key)
 
     def bounds(self) -> tuple[float, float]:
         """Return the time now, and that at or before which a completion is forgotten."""
@@ -295,7 +295,28 @@ class SqliteTransaction:
 
     It begins with the first statement, whatever that is, and holds the file's only write lock until the handler has
     returned and its events are stored: so whatever takes long comes before it. What it reads cannot change meanwhile.
+    It has no `commit()` and no `rollback()`: Tidegate commits it then, and rolls it back where the handler raises.
     """
+
+    def __init__(self, completion: SqliteCompletion) -> None:
+        self._completion = completion
+
+    async def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """Execute one statement in a thread, and return its rows; `RETURNING` tells what a write changed.
+
+        Raises what sqlite3 raises, and AlreadyCompleted at the first statement of a run whose message was completed
+        meanwhile.
+        """
+        return await self._completion.execute(sql, parameters)
+
+    if not TYPE_CHECKING:  # a type checker knows that there is nothing else
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"a SqliteTransaction has no {name}, only execute(); {ENDED}")
+
+
+class SqliteCompletion:
+    """A completion, the transaction that is committed with it, and its turn to write."""
 
     def __init__(self, store: OpenSqliteStore, key: str | None) -> None:
         self._store = store
@@ -306,12 +327,13 @@ class SqliteTransaction:
         self._completed_before = False
         self.used = False
 
-    async def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
-        """Execute one statement in a thread, and return its rows; `RETURNING` tells what a write changed.
+    @property
+    def transaction(self) -> SqliteTransaction:
+        """What the handler gets."""
+        return SqliteTransaction(self)
 
-        Raises what sqlite3 raises, and AlreadyCompleted at the first statement of a run whose message was completed
-        meanwhile.
-        """
+    async def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Execute one statement of the handler's."""
 
         def work(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
             self._require(connection)

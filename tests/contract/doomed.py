@@ -14,6 +14,7 @@ from bus import Service, SqliteStore, SqliteTransaction, client, discovery, fixe
 from bus import settings as environment
 from bus.logs import configure
 from bus.middleware.logging import logging
+from bus.store.sqlite import SqliteCompletion
 from bus.worker import Worker
 
 from .stage import Placed, Shipped
@@ -40,12 +41,12 @@ def billing(store: SqliteStore) -> Service:
     return service
 
 
-def dying(commit: Callable[[SqliteTransaction], Awaitable[None]], point: str) -> Callable[..., Awaitable[None]]:
+def dying(commit: Callable[[SqliteCompletion], Awaitable[None]], point: str) -> Callable[..., Awaitable[None]]:
     """Return a commit that is the end of its process."""
 
-    async def committed(transaction: SqliteTransaction) -> None:
+    async def committed(completion: SqliteCompletion) -> None:
         if point == "after":
-            await commit(transaction)
+            await commit(completion)
         os.kill(os.getpid(), signal.SIGKILL)
 
     return committed
@@ -55,7 +56,7 @@ async def main(path: Path, point: str) -> None:
     settings = environment.read()
     configure(settings.log_level, "json")
     if point != "never":
-        SqliteTransaction.commit = dying(SqliteTransaction.commit, point)  # type: ignore[method-assign, assignment]
+        SqliteCompletion.commit = dying(SqliteCompletion.commit, point)  # type: ignore[method-assign, assignment]
     stop, service = asyncio.Event(), billing(SqliteStore(path, schema=SCHEMA))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with client.transport(settings) as transport:

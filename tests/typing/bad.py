@@ -2,7 +2,7 @@
 
 from uuid import UUID, uuid4
 
-from bus import Data, Event, Message, Service, connect
+from bus import Data, Event, Message, Service, SqliteStore, SqliteTransaction, connect
 
 
 class Line(Data):
@@ -45,6 +45,14 @@ async def pattern_gives_messages(event: Placed) -> None: ...
 async def fields_are_frozen(event: Placed) -> None:
     event.order_id = uuid4()  # E: misc
     event.line.sku = "tea"  # E: misc
+
+
+billing = Service("billing", store=SqliteStore("billing.db"))
+
+
+@billing.on(Placed, idempotent=True)
+async def a_transaction_is_ended_by_tidegate(event: Placed, transaction: SqliteTransaction) -> None:
+    await transaction.commit()  # E: attr-defined
 
 
 async def publish(message: Message, line: Line) -> None:

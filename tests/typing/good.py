@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, assert_type
+from typing import Annotated, Any, assert_type
 from uuid import UUID, uuid4
 
 from pydantic import AwareDatetime, Field
@@ -167,7 +167,7 @@ billing = Service("billing", store=store)
 @billing.on(Placed, idempotent=True, retry=fixed(3, 1))
 async def charge(placed: Placed, transaction: SqliteTransaction) -> Reserved:
     rows = await transaction.execute("SELECT sku FROM stock WHERE sku = :sku", {"sku": placed.lines[0].sku})
-    assert_type(transaction.used, bool)
+    assert_type(rows, list[tuple[Any, ...]])
     return Reserved(order_id=placed.order_id) if rows else Reserved(order_id=UUID(int=0))
 
 

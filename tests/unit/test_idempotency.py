@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bus import (
     Ack,
+    Completion,
     ConfigurationError,
     Context,
     Handler,
@@ -21,7 +23,6 @@ from bus import (
     SqliteStore,
     SqliteTransaction,
     Store,
-    Transaction,
     fixed,
 )
 from bus.errors import DeliveryLost
@@ -29,6 +30,7 @@ from bus.outcome import Release
 from bus.testing import SimulationFailed, Tester, simulate
 
 from .played import Placed, Played, Shipped, process
+from .store.in_memory import DictStore, DictTransaction
 
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS refunds (number INTEGER)"
@@ -129,6 +131,55 @@ async def test_a_dead_letter_never_completed_so_its_replay_runs_and_another_repl
         await bus.publish(Placed(number=1), id="a", to="billing.refund")
         await bus.settled()
     assert refunds(store) == [1]
+
+
+async def test_a_handler_that_calls_commit_has_failed_with_what_to_do_and_loses_nothing(store: SqliteStore) -> None:
+    service = Service("billing", store=store)
+
+    @service.on(Placed, idempotent=True, retry=fixed(2, 1))
+    async def refund(placed: Placed, context: Context, transaction: SqliteTransaction) -> Shipped:
+        await transaction.execute("INSERT INTO refunds VALUES (?)", [placed.number])
+        await transaction.commit()  # type: ignore[attr-defined]
+        return Shipped(number=placed.number)
+
+    async with Tester(service) as bus:
+        await bus.publish(Placed(number=1))
+        await bus.settled()
+        (letter,) = bus.dead_letters()
+    assert (letter.failure.attempts, letter.failure.error_type) == (2, "AttributeError")
+    assert "no commit, only execute(); Tidegate commits it once the handler has returned" in letter.failure.error
+    assert refunds(store) == []
+
+
+async def ends(transaction: SqliteTransaction | DictTransaction) -> None:
+    """Commit as a handler can."""
+    if isinstance(transaction, DictTransaction):
+        await transaction.write("1")
+        await transaction.commit()
+    else:
+        await transaction.execute("INSERT INTO refunds VALUES (1)")
+        await transaction.execute("COMMIT")
+
+
+@pytest.mark.parametrize("store", [SqliteStore(":memory:", schema=SCHEMA), DictStore()], ids=["SQLite", "another"])
+async def test_a_handler_that_commits_by_itself_and_fails_then_is_run_again(store: Store) -> None:
+    service = Service("billing", store=store)
+
+    async def refund(placed: Placed, context: Context, transaction: Any) -> Shipped:
+        if context.attempt == 1:
+            await ends(transaction)
+            raise ConnectionError("the second half failed")
+        return Shipped(number=placed.number)
+
+    refund.__annotations__["transaction"] = store.transaction_type
+    service.on(Placed, idempotent=True, retry=fixed(2, 1))(refund)
+    async with Tester(service) as bus:
+        await bus.publish(Placed(number=1), id="a")
+        await bus.settled()
+        assert bus.published(Shipped) == [Shipped(number=1)]
+        await bus.publish(Placed(number=1), id="a")
+        await bus.settled()
+        assert bus.published(Shipped) == [Shipped(number=1)]
 
 
 class Lossy(Played):
@@ -290,16 +341,16 @@ def test_a_transaction_is_refused_where_there_is_none() -> None:
     ("key", "store", "told"),
     [
         (SqliteTransaction, None, r'it is its store\'s: Service\("billing", store=.*idempotent=True'),
-        (Transaction, SqliteStore(":memory:"), "the transactions of its store .* are SqliteTransaction"),
-        (Transaction, None, "ask for the type of its store's, such as SqliteTransaction"),
+        (Completion, SqliteStore(":memory:"), "the transactions of its store .* are SqliteTransaction"),
+        (Completion, None, "it is Tidegate's; ask for the transaction of its store, such as SqliteTransaction"),
     ],
 )
 def test_a_transaction_that_no_store_gives_is_refused_with_where_it_comes_from(
-    key: type[Transaction], store: Store | None, told: str
+    key: type[object], store: Store | None, told: str
 ) -> None:
     service = Service("billing", store=store)
 
-    async def refund(placed: Placed, transaction: Transaction) -> None: ...
+    async def refund(placed: Placed, transaction: Completion) -> None: ...
 
     refund.__annotations__["transaction"] = key
     service.on(Placed)(refund)

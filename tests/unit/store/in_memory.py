@@ -10,11 +10,10 @@ from bus import AlreadyCompleted
 
 
 class DictTransaction:
-    """Writes are kept apart until the commit, which is one step."""
+    """Writes are kept apart until a commit: the store's, or the handler's own, as a session of others has one."""
 
-    def __init__(self, store: DictStore, key: str | None) -> None:
+    def __init__(self, store: DictStore) -> None:
         self._store = store
-        self._key = key
         self._written: list[str] = []
         self.used = False
 
@@ -25,15 +24,38 @@ class DictTransaction:
 
     async def commit(self) -> None:
         await asyncio.sleep(0)
+        self.keep()
+
+    def keep(self) -> None:
+        self._store.effects += self._written
+        self.forget()
+
+    def forget(self) -> None:
+        self._written = []
+
+
+class DictCompletion:
+    """Records its key in one step with the commit."""
+
+    def __init__(self, store: DictStore, key: str | None) -> None:
+        self.transaction = DictTransaction(store)
+        self._store = store
+        self._key = key
+
+    @property
+    def used(self) -> bool:
+        return self.transaction.used
+
+    async def commit(self) -> None:
+        await asyncio.sleep(0)
         if self._key is not None and self._key in self._store.keys and self.used:
             raise AlreadyCompleted("another run was first")
         if self._key is not None:
             self._store.keys.add(self._key)
-        self._store.effects += self._written
-        self._written = []
+        self.transaction.keep()
 
     async def rollback(self) -> None:
-        self._written = []
+        self.transaction.forget()
 
 
 class DictStore:
@@ -51,5 +73,5 @@ class DictStore:
         await asyncio.sleep(0)
         return key in self.keys
 
-    def transaction(self, key: str | None) -> DictTransaction:
-        return DictTransaction(self, key)
+    def completion(self, key: str | None) -> DictCompletion:
+        return DictCompletion(self, key)

@@ -23,6 +23,8 @@ class Kind:
     store: Store
     write: Callable[[Any, str], Awaitable[object]]
     effects: Callable[[], list[str]]
+    end: Callable[[Any], Awaitable[object]]
+    """Commits as a handler can, with what it has."""
 
 
 def sqlite(path: Path | str) -> Kind:
@@ -32,35 +34,45 @@ def sqlite(path: Path | str) -> Kind:
         with sqlite3.connect(store.path) as connection:
             return [what for (what,) in connection.execute("SELECT what FROM effects")]
 
-    return Kind(store, lambda tx, what: tx.execute("INSERT INTO effects VALUES (?)", [what]), effects)
+    return Kind(
+        store,
+        lambda of, what: of.transaction.execute("INSERT INTO effects VALUES (?)", [what]),
+        effects,
+        lambda of: of.transaction.execute("COMMIT"),
+    )
 
 
 @pytest.fixture(params=["file", ":memory:", "of another kind"])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     if request.param == "of another kind":
         other = DictStore()
-        return Kind(other, lambda tx, what: tx.write(what), lambda: other.effects)
+        return Kind(
+            other,
+            lambda of, what: of.transaction.write(what),
+            lambda: other.effects,
+            lambda of: of.transaction.commit(),
+        )
     return sqlite(tmp_path / "store.db" if request.param == "file" else request.param)
 
 
 async def test_what_was_committed_is_known_and_nothing_else_is(kind: Kind) -> None:
     async with kind.store.opened() as store:
         assert not await store.completed("a")
-        await store.transaction("a").commit()
+        await store.completion("a").commit()
         assert await store.completed("a")
         assert not await store.completed("b")
 
 
 async def test_effects_and_completion_are_there_together_also_after_a_restart(kind: Kind) -> None:
     async with kind.store.opened() as store:
-        transaction = store.transaction("a")
-        assert not transaction.used
-        await kind.write(transaction, "one")
-        assert transaction.used
+        completion = store.completion("a")
+        assert not completion.used
+        await kind.write(completion, "one")
+        assert completion.used
         assert not await store.completed("a")
         assert kind.effects() == []
-        await transaction.commit()
-        await transaction.rollback()
+        await completion.commit()
+        await completion.rollback()
     async with kind.store.opened() as store:
         assert await store.completed("a")
     assert kind.effects() == ["one"]
@@ -68,45 +80,61 @@ async def test_effects_and_completion_are_there_together_also_after_a_restart(ki
 
 async def test_what_is_rolled_back_never_happened(kind: Kind) -> None:
     async with kind.store.opened() as store:
-        transaction = store.transaction("a")
-        await kind.write(transaction, "one")
-        await transaction.rollback()
-        await transaction.rollback()
+        completion = store.completion("a")
+        await kind.write(completion, "one")
+        await completion.rollback()
+        await completion.rollback()
         assert not await store.completed("a")
-        again = store.transaction("a")
+        again = store.completion("a")
         await kind.write(again, "two")
         await again.commit()
     assert kind.effects() == ["two"]
 
 
+async def test_a_handler_that_commits_stores_what_it_wrote_and_records_nothing(kind: Kind) -> None:
+    async with kind.store.opened() as store:
+        completion = store.completion("a")
+        assert type(completion.transaction) is kind.store.transaction_type
+        await kind.write(completion, "one")
+        await kind.end(completion)
+        assert not await store.completed("a")
+        await completion.rollback()
+        assert not await store.completed("a")
+        again = store.completion("a")
+        await kind.write(again, "one")
+        await again.commit()
+        assert await store.completed("a")
+    assert kind.effects() == ["one", "one"]
+
+
 async def test_of_two_runs_of_one_message_the_first_to_commit_counts(kind: Kind) -> None:
     async with kind.store.opened() as one, kind.store.opened() as other:
-        await one.transaction("a").commit()
-        late = other.transaction("a")
+        await one.completion("a").commit()
+        late = other.completion("a")
         with pytest.raises(AlreadyCompleted):
             await kind.write(late, "twice")
             await late.commit()
         await late.rollback()
         with suppress(AlreadyCompleted):  # without effects there is nothing to undo
-            await one.transaction("a").commit()
+            await one.completion("a").commit()
     assert kind.effects() == []
 
 
 async def test_without_a_key_effects_are_written_and_nothing_is_recorded(kind: Kind) -> None:
     async with kind.store.opened() as store:
         for what in ("one", "two"):
-            transaction = store.transaction(None)
-            await kind.write(transaction, what)
-            await transaction.commit()
-        await store.transaction(None).commit()
+            completion = store.completion(None)
+            await kind.write(completion, what)
+            await completion.commit()
+        await store.completion(None).commit()
     assert kind.effects() == ["one", "two"]
 
 
 async def test_closing_rolls_back_what_is_open_and_leaves_no_lock(kind: Kind) -> None:
     async with kind.store.opened() as store:
-        await kind.write(store.transaction("a"), "never")
+        await kind.write(store.completion("a"), "never")
     async with kind.store.opened() as store:
-        transaction = store.transaction("a")
-        await kind.write(transaction, "one")
-        await transaction.commit()
+        completion = store.completion("a")
+        await kind.write(completion, "one")
+        await completion.commit()
     assert kind.effects() == ["one"]

@@ -11,30 +11,32 @@ import pytest
 from bus import Event, Service, fixed
 from bus.testing import Tester
 
-from .in_memory import DictStore, DictTransaction
+from .in_memory import DictCompletion, DictStore, DictTransaction
 
 
-CALLS = ["completed", "transaction", "used", "commit", "rollback"]
+CALLS = ["completed", "completion", "transaction", "used", "commit", "rollback"]
 
 
 class Placed(Event, type="order.placed"):
     number: int
 
 
-class SickTransaction:
-    """A transaction of a store that is sick in one of its calls."""
+class SickCompletion:
+    """A completion of a store that is sick in one of its calls."""
 
-    def __init__(self, store: SickStore, of: DictTransaction) -> None:
+    def __init__(self, store: SickStore, of: DictCompletion) -> None:
         self._store = store
         self._of = of
+
+    @property
+    def transaction(self) -> DictTransaction:
+        self._store.check("transaction")
+        return self._of.transaction
 
     @property
     def used(self) -> bool:
         self._store.check("used")
         return self._of.used
-
-    async def write(self, effect: str) -> None:
-        await self._of.write(effect)
 
     async def commit(self) -> None:
         self._store.check("commit")
@@ -48,7 +50,7 @@ class SickTransaction:
 class SickStore:
     """A store that raises in one of its calls, for as long as it is sick."""
 
-    transaction_type = SickTransaction
+    transaction_type = DictTransaction
 
     def __init__(self, sick: str) -> None:
         self.store = DictStore()
@@ -69,9 +71,9 @@ class SickStore:
         self.check("completed")
         return await self.store.completed(key)
 
-    def transaction(self, key: str | None) -> SickTransaction:
-        self.check("transaction")
-        return SickTransaction(self, self.store.transaction(key))
+    def completion(self, key: str | None) -> SickCompletion:
+        self.check("completion")
+        return SickCompletion(self, self.store.completion(key))
 
 
 @pytest.mark.parametrize("options", [{}, {"ordered_by": "number"}], ids=["unordered", "ordered"])
@@ -84,7 +86,7 @@ async def test_a_store_that_raises_fails_one_run_and_the_message_is_done_once_wh
     sick, healthy = Service("sick", store=store), Service("healthy")
 
     @sick.on(Placed, idempotent=True, retry=fixed(9, 60), **options)
-    async def work(placed: Placed, transaction: SickTransaction) -> None:
+    async def work(placed: Placed, transaction: DictTransaction) -> None:
         await transaction.write(str(placed.number))
         if store.sick and ends == "fails":
             raise ConnectionResetError("the database is gone")
@@ -113,7 +115,7 @@ async def test_where_the_rollback_raises_too_the_handlers_own_failure_is_told(
     service = Service("sick", store=SickStore("rollback"))
 
     @service.on(Placed, idempotent=True, retry=fixed(1, 0))
-    async def work(placed: Placed, transaction: SickTransaction) -> None:
+    async def work(placed: Placed, transaction: DictTransaction) -> None:
         await transaction.write("never")
         raise ValueError("no such order")
 

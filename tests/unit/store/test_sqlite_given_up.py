@@ -21,11 +21,11 @@ WITHIN = 20
 
 async def test_whoever_gives_up_a_transaction_leaves_no_lock(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "a.db").opened() as store:
-        holder = store.transaction("a")
-        await holder.execute("SELECT 1")
-        waiting = store.transaction("b")
-        task = asyncio.ensure_future(waiting.execute("SELECT 1"))
-        recording = asyncio.ensure_future(store.transaction("c").commit())
+        holder = store.completion("a")
+        await holder.transaction.execute("SELECT 1")
+        waiting = store.completion("b")
+        task = asyncio.ensure_future(waiting.transaction.execute("SELECT 1"))
+        recording = asyncio.ensure_future(store.completion("c").commit())
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
@@ -38,16 +38,16 @@ async def test_whoever_gives_up_a_transaction_leaves_no_lock(tmp_path: Path) -> 
 
 async def test_a_statement_that_outlives_its_run_does_not_begin_and_gives_its_turn_back(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "a.db", schema=SCHEMA).opened() as store:
-        holder, left = store.transaction("a"), store.transaction("b")
-        await holder.execute(WRITE)
-        orphan = asyncio.ensure_future(left.execute(WRITE))
+        holder, left = store.completion("a"), store.completion("b")
+        await holder.transaction.execute(WRITE)
+        orphan = asyncio.ensure_future(left.transaction.execute(WRITE))
         await asyncio.sleep(0)
         await left.rollback()
         await holder.commit()
         with pytest.raises(sqlite.StoreError, match="over"):
             await orphan
         async with asyncio.timeout(WITHIN):
-            await store.transaction("c").commit()
+            await store.completion("c").commit()
         assert [await store.completed(key) for key in "abc"] == [True, False, True]
 
 
@@ -55,8 +55,8 @@ async def test_a_begin_that_waits_for_another_process_ends_with_its_run(tmp_path
     async with SqliteStore(tmp_path / "a.db", schema=SCHEMA).opened() as store:
         other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        left = store.transaction("a")
-        orphan = asyncio.ensure_future(left.execute(WRITE))
+        left = store.completion("a")
+        orphan = asyncio.ensure_future(left.transaction.execute(WRITE))
         await asyncio.sleep(0.05)
         await left.rollback()
         other.execute("COMMIT")
@@ -64,38 +64,38 @@ async def test_a_begin_that_waits_for_another_process_ends_with_its_run(tmp_path
         with pytest.raises(sqlite.StoreError, match="over"):
             await orphan
         async with asyncio.timeout(WITHIN):
-            await store.transaction("b").commit()
+            await store.completion("b").commit()
 
 
 async def test_a_handler_that_gave_up_its_turn_completes_without_what_another_wrote(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "a.db", schema=SCHEMA).opened() as store, asyncio.TaskGroup() as tasks:
-        holder, hasty = store.transaction("a"), store.transaction("b")
-        await holder.execute(WRITE)
+        holder, hasty = store.completion("a"), store.completion("b")
+        await holder.transaction.execute(WRITE)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(hasty.execute(WRITE), 0.02)
+            await asyncio.wait_for(hasty.transaction.execute(WRITE), 0.02)
         committing = tasks.create_task(hasty.commit())
         await asyncio.sleep(0.02)
         assert [await store.completed(key) for key in "ab"] == [False, False]
-        await holder.execute(WRITE)
+        await holder.transaction.execute(WRITE)
         await holder.rollback()
         await committing
         assert [await store.completed(key) for key in "ab"] == [False, True]
-        look = store.transaction(None)
-        assert await look.execute("SELECT * FROM effects") == []
+        look = store.completion(None)
+        assert await look.transaction.execute("SELECT * FROM effects") == []
         await look.rollback()
 
 
 async def test_a_rollback_that_is_cancelled_happens_and_ends_the_statement_that_runs(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "a.db", schema=SCHEMA).opened() as store:
-        transaction = store.transaction("a")
+        completion = store.completion("a")
 
         async def run() -> None:
             try:
-                await transaction.execute(LONG)
+                await completion.transaction.execute(LONG)
             finally:
-                await transaction.rollback()
+                await completion.rollback()
 
-        await transaction.execute(WRITE)
+        await completion.transaction.execute(WRITE)
         task = asyncio.ensure_future(run())
         await asyncio.sleep(0.05)
         task.cancel()
@@ -103,13 +103,13 @@ async def test_a_rollback_that_is_cancelled_happens_and_ends_the_statement_that_
         task.cancel()
         await asyncio.wait([task])
         async with asyncio.timeout(WITHIN):
-            await store.transaction("b").commit()
+            await store.completion("b").commit()
         assert [await store.completed(key) for key in "ab"] == [False, True]
 
 
 async def test_a_store_closes_without_waiting_for_a_statement_that_runs_long(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "a.db").opened() as store:
-        long = asyncio.ensure_future(store.transaction("a").execute(LONG))
+        long = asyncio.ensure_future(store.completion("a").transaction.execute(LONG))
         await asyncio.sleep(0.05)
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
         await long
@@ -121,9 +121,9 @@ async def test_what_was_found_completed_stays_so_for_a_run_that_did_not_wait_for
     # it is found while the commit waits already
     monkeypatch.setattr(sqlite, "LOOK", f"{sqlite.LOOK} AND ({SLOW}) > 0")
     async with SqliteStore(tmp_path / "a.db", schema=SCHEMA).opened() as store:
-        await store.transaction("a").commit()
-        again = store.transaction("a")
-        task = asyncio.ensure_future(again.execute(WRITE))
+        await store.completion("a").commit()
+        again = store.completion("a")
+        task = asyncio.ensure_future(again.transaction.execute(WRITE))
         while not again.used:
             await asyncio.sleep(0)
         task.cancel()

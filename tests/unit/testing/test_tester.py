@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bus import ConfigurationError, Context, Event, Reject, Service, SqliteStore, SqliteTransaction, fixed
+from bus import ConfigurationError, Context, Event, Reject, Service, SqliteStore, fixed
+from bus.store.sqlite import SqliteCompletion
 from bus.testing import Tester, context
 
 
@@ -186,10 +187,10 @@ async def test_a_duplicate_that_is_not_run_is_not_told_as_handled() -> None:
 async def test_what_the_store_does_not_commit_is_not_handled_and_its_dead_letter_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def commit(_: SqliteTransaction) -> None:
+    async def commit(_: SqliteCompletion) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(SqliteTransaction, "commit", commit)
+    monkeypatch.setattr(SqliteCompletion, "commit", commit)
     service, book, runs = books()
     async with Tester(service) as bus:
         await bus.publish(Placed(number=1))
