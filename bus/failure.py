@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import traceback
 from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Final, Literal
 
 from . import clock
 from .errors import Reject, RetryAfter
@@ -22,6 +25,10 @@ LONGEST_ERROR = 2_000
 """Bytes of an exception's text that a record keeps."""
 LONGEST_TRACEBACK = 16_000
 """Bytes of a traceback that a record keeps: its end, where the cause is."""
+
+FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+CHAINED: Final = re.compile(r"^(?:The above exception was the direct|During handling of the above) ", re.MULTILINE)
+OURS: Final = Path(__file__).parent
 
 
 def worker_name() -> str:
@@ -93,6 +100,31 @@ def traceback_of(error: BaseException) -> str:
         text = f"(the traceback cannot be had: formatting raised {type_name(second)})"
     raw = _encoded(text[-LONGEST_TRACEBACK - 1 :])
     return raw.decode() if len(raw) <= LONGEST_TRACEBACK else "… " + raw[-LONGEST_TRACEBACK:].decode(errors="ignore")
+
+
+def place_in(traceback: str) -> str:
+    """Return where a failure came from, by its traceback: "" where it has no frames.
+
+    That is the innermost line of the user's code: what that calls fails for many reasons in one place. Where there is
+    none, it is the innermost line that is installed and not ours, of the last exception; else the innermost of all.
+    """
+    frames = FRAME.findall(traceback)
+    own = [frame for frame in frames if _whose(frame[0]) == "own"]
+    last = [frame for frame in FRAME.findall(CHAINED.split(traceback)[-1]) if _whose(frame[0]) == "installed"]
+    for file, line, name in (own or last or frames)[-1:]:
+        return f"{file.rpartition('/')[2]}:{line} in {name}"
+    return ""
+
+
+@lru_cache(1024)
+def _whose(file: str) -> Literal["own", "installed", "ours", "python's"]:
+    """Return whose code a file is, on whichever machine it ran: ours is known by its names here."""
+    _, found, inside = file.rpartition(f"/{OURS.name}/")
+    if found and (OURS / inside).is_file():
+        return "ours"
+    if "/site-packages/" in file or "/dist-packages/" in file:
+        return "installed"
+    return "python's" if file.startswith("<") or "/lib/python3" in file else "own"
 
 
 def type_name(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from datetime import UTC
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import orjson
 
+from ..failure import place_in
 from ..message import Message
 from ..outcome import Letter, Mark
 from .choice import name
@@ -21,14 +21,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS: Final = 200
 CLOSING: Final = ("replayed", "edited", "discarded")
-FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 SHOWN_APART: Final = {"body", "headers", "problems"}
-
-
-def place(letter: Letter) -> str:
-    """Return where it failed: the innermost file and line of its traceback; "" where it never ran."""
-    frames = FRAME.findall(letter.failure.traceback)
-    return f"{frames[-1][0].rpartition('/')[2]}:{frames[-1][1]} in {frames[-1][2]}" if frames else ""
 
 
 Group: TypeAlias = tuple[str, str, str, str]
@@ -46,7 +39,9 @@ class Listing:
         """Count a letter."""
         failure = letter.failure
         self.count += 1
-        self.groups[f"{letter.service}.{letter.handler}", failure.reason, failure.error_type, place(letter)] += 1
+        self.groups[
+            f"{letter.service}.{letter.handler}", failure.reason, failure.error_type, place_in(failure.traceback)
+        ] += 1
         if len(self.rows) < MOST_ROWS:
             at = f"{failure.last_failed_at:%Y-%m-%d %H:%M:%S}"
             error = " ".join(f"{failure.error_type}: {failure.error}".split())[:200] + _state(letter)
@@ -100,7 +95,7 @@ def show_one(letter: Letter) -> None:
         "state": "closed" if letter.closed else "open",
         "reason": failure.reason,
         "error": f"{failure.error_type}: {failure.error}",
-        "place": place(letter),
+        "place": place_in(failure.traceback),
         "attempts": failure.attempts,
         "failed again": letter.failed_again,
         "first failed at": failure.first_failed_at,

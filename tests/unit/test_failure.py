@@ -5,14 +5,29 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from bus import DeadLetter, Event, Handler, Message, Outcome, Policy, Retry, Service, clock, fixed
+from bus import (
+    DeadLetter,
+    Event,
+    Handler,
+    Message,
+    Outcome,
+    Policy,
+    Retry,
+    Service,
+    SqliteStore,
+    SqliteTransaction,
+    clock,
+    fixed,
+)
 from bus.errors import RetryAfter
-from bus.failure import LONGEST_ERROR, LONGEST_TRACEBACK, dead, failure, judge, text_of, traceback_of
+from bus.failure import LONGEST_ERROR, LONGEST_TRACEBACK, dead, failure, judge, place_in, text_of, traceback_of
+from bus.testing import Tester
 
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -194,3 +209,62 @@ def test_a_traceback_that_cannot_be_formatted_says_so(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("traceback.format_exception", broken)
     assert "formatting raised RecursionError" in traceback_of(ValueError())
+
+
+CALLED = """Traceback (most recent call last):
+  File "/app/bus/delivery.py", line 112, in run
+    returned = context.publish(*_events(await call(given, context, delivery)))
+  File "/app/bus/deadline.py", line 30, in run
+"""
+REFUND = """  File "/app/handlers/billing.py", line 31, in refund
+    await transaction.execute("INSERT INTO refunds VALUES (?)", [order.id])
+"""
+IN_THE_STORE = """  File "/app/bus/store/sqlite.py", line 319, in work
+    return connection.execute(sql, parameters).fetchall()
+"""
+INSTALLED = "/app/.venv/lib/python3.13/site-packages"
+IN_A_DRIVER = f"""  File "{INSTALLED}/sqlalchemy/engine/base.py", line 9, in execute
+  File "/usr/local/lib/python3.13/asyncio/tasks.py", line 7, in sleep
+  File "<frozen runpy>", line 198, in _run_module_as_main
+"""
+CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
+
+
+@pytest.mark.parametrize(
+    ("traceback", "place"),
+    [
+        (CALLED + REFUND + IN_THE_STORE, "billing.py:31 in refund"),
+        (CALLED + REFUND + IN_A_DRIVER, "billing.py:31 in refund"),
+        (
+            CALLED.replace("/app", INSTALLED) + REFUND + IN_THE_STORE.replace("/app", INSTALLED),
+            "billing.py:31 in refund",
+        ),
+        (REFUND + IN_A_DRIVER + CAUSE + CALLED, "billing.py:31 in refund"),
+        (CALLED + REFUND.replace("/app", INSTALLED) + IN_THE_STORE, "billing.py:31 in refund"),
+        (CALLED + IN_THE_STORE, "sqlite.py:319 in work"),
+        (IN_A_DRIVER + CAUSE + CALLED, "deadline.py:30 in run"),
+        (REFUND.replace("handlers", "bus"), "billing.py:31 in refund"),
+        ("", ""),
+    ],
+    ids=["store", "driver", "wheel", "timeout", "own wheel", "ours", "cause", "namesake", "never ran"],
+)
+def test_a_failures_place_is_the_innermost_line_of_the_users_code(traceback: str, place: str) -> None:
+    assert place_in(traceback) == place
+
+
+async def test_what_two_statements_of_a_handler_raise_has_two_places() -> None:
+    service = Service("shop", store=SqliteStore(":memory:"))
+
+    @service.on(Placed, idempotent=True, retry=fixed(1, 0))
+    async def work(placed: Placed, message: Message, transaction: SqliteTransaction) -> None:
+        if message.id == "one":
+            await transaction.execute("SELECT * FROM nowhere")
+        await transaction.execute("SELECT * FROM nowhere")
+
+    async with Tester(service) as bus:
+        for id in ("one", "two"):
+            await bus.publish(Placed(), id=id)
+        await bus.settled()
+        places = {place_in(letter.failure.traceback).partition(":")[0::2] for letter in bus.dead_letters()}
+    first = work.__code__.co_firstlineno + 3
+    assert places == {(Path(__file__).name, f"{line} in work") for line in (first, first + 1)}
