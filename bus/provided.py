@@ -18,7 +18,8 @@ PLAIN: Final = (str, bytes, int, float, complex, type(None))
 def check(provided: Mapping[Key, Any], asked: Collection[Key], transactions: Collection[Key]) -> list[str]:
     """Return what is wrong with provided resources, in words.
 
-    `asked` are the keys that services declare or ask for, `transactions` the types of their stores' transactions.
+    `asked` are the keys that services declare or ask for, Store where they have or want one; `transactions` the types
+    of their stores' transactions.
     """
     if not isinstance(provided, Mapping):
         return [
@@ -47,8 +48,8 @@ def remedy(service: str, key: Key, store: Store | None) -> str:
 
 
 def _wrong_key(key: Key, asked: Collection[Key], transactions: Collection[Key]) -> str:
-    if key is Store:
-        return ""
+    if key is Store and key not in asked:
+        return "no service here has a store, or a handler with idempotent=True: leave it out"
     if key in (Context, Message):
         return "each delivery has its own, and nothing replaces it"
     if key in transactions:

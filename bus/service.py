@@ -259,11 +259,13 @@ def store_of(service: Service, provided: Mapping[Key, Any]) -> Store | None:
 
 
 def _known(services: Sequence[Service]) -> tuple[set[Key], set[Key]]:
-    """Return what the services declare or ask for, and the types of their stores' transactions."""
+    """Return what the services declare or ask for, with Store where one has or wants it, and what stores give."""
     declared = [resource for service in services for resource in service.resources]
     needs = [resource.needs for resource in declared]
     needs += [handler.needs for service in services for handler in service.handlers]
     asked = {key for each in needs for key in each.values()}
+    if any(service.store is not None or any(each.idempotent for each in service.handlers) for service in services):
+        asked.add(Store)
     transactions = {service.store.transaction_type for service in services if service.store is not None}
     return asked | {resource.key for resource in declared}, transactions
 

@@ -63,7 +63,10 @@ def hosting(provided: Any) -> Tester:
         ({Store: SqliteStore}, "{Store: …}: <class .* is no store"),
         ({SqliteTransaction: object()}, "from the store: replace that, resources={Store: SqliteStore"),
         ({Context: object()}, "each delivery has its own"),
-        ({Fake: Fake()}, "{Fake: …}: no service here .*; they have Clock, Pool, Rows, SqliteTransaction, float. Leave"),
+        (
+            {Fake: Fake()},
+            "{Fake: …}: no service here .*; they have Clock, Pool, Rows, SqliteTransaction, Store, float. Leave",
+        ),
         ({"Pool": Pool()}, "{'Pool': …}: no service here"),
         ({Bus: object()}, "{Bus: …}: no service here"),
         (
@@ -103,3 +106,12 @@ def test_what_any_of_the_services_asks_for_may_be_provided() -> None:
     Tester(one, other, resources={Pool: Fake()})
     with pytest.raises(ConfigurationError, match="they have no resources"):
         Tester(other, resources={Pool: Fake()})
+
+
+def test_a_store_is_refused_where_no_service_has_or_wants_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"{Store: …}: no service here has a store, or .*: leave it out$"):
+        Tester(Service("one"), Service("other"), resources={Store: SqliteStore(":memory:")})
+    wants = Service("wants")
+    wants.on(Placed, idempotent=True)(write)
+    for one in (wants, Service("has", store=SqliteStore(":memory:"))):
+        Tester(one, Service("other"), resources={Store: SqliteStore(":memory:")})
