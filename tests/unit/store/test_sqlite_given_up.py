@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,16 @@ async def test_a_rollback_that_is_cancelled_happens_and_ends_the_statement_that_
         await completion.transaction.execute(WRITE)
         task = asyncio.ensure_future(run())
         await asyncio.sleep(0.05)
+        # the rollback waits behind it, so that it is cancelled before it begins
+        gate = threading.Event()
+        held = asyncio.ensure_future(store.writing.do(lambda _: gate.wait(WITHIN)))
+        await asyncio.sleep(0)
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
+        gate.set()
+        await held
         async with asyncio.timeout(WITHIN):
             await store.completion("b").commit()
         assert [await store.completed(key) for key in "ab"] == [False, True]
