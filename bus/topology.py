@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias
@@ -13,9 +13,11 @@ Kind: TypeAlias = Literal["queue", "step", "binding", "exchange", "letters", "su
 suspects; a queue of the delay cascade; the record of what was declared."""
 CASCADE: Final = "delay"
 """The service of the delay cascade's parts; no service has that name."""
-Held: TypeAlias = Literal["", "messages", "consumers", "later", "letters", "service"]
+Held: TypeAlias = Literal["", "messages", "consumers", "later", "moving", "letters", "service"]
 """Why a prune leaves something: there are messages in it; somebody consumes it, such as an old replica; the newest
-version of its service declares it, and this code is another; it has open dead letters; others of its service stay."""
+version of its service declares it, and this code is another; its migration is not over; it has open dead letters;
+others of its service stay."""
+MOVING_HELD: Final = "its migration is not over: run `topology migrate` with a version that has its handler"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +26,9 @@ class Part:
 
     `service` is whose it is, empty for what all share. `there` is None where the broker does not tell, as with every
     binding. `messages` are those that are ready to be taken: what a worker holds is not counted. In a stream they are
-    all its entries, and of dead letters that are left over the open ones. `version`, `worker` and `at` tell who
-    declared it last, where this code does not.
+    all its entries, and of dead letters that are left over the open ones. Of a queue that is left over in the middle
+    of its migration they are also those that stand aside. `version`, `worker` and `at` tell who declared it last, where
+    this code does not.
     """
 
     kind: Kind
@@ -59,6 +62,16 @@ class Part:
         if self.at is not None:
             told |= {"version": self.version, "worker": self.worker, "at": self.at.isoformat(), "held": self.held}
         return told
+
+
+def going(left: Sequence[Part], goes: Callable[[Part], bool]) -> list[Part]:
+    """Return which parts of all that is left over go, as told for each: no stream goes before its service's queues."""
+    staying = {part.service for part in left if part.kind in ("queue", "step") and not goes(part)}
+    return [
+        part
+        for part in left
+        if goes(part) and (part.kind not in ("letters", "suspects") or part.service not in staying)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

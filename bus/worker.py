@@ -27,6 +27,7 @@ from .service import Handler, Middleware, Service, store_of
 from .settings import Settings
 from .store import OpenStore
 from .subscriber import Gate, Subscriber, Turn, prefetch
+from .topology import MOVING_HELD
 from .transport import Consumer, Subscription, Transport
 
 
@@ -142,7 +143,8 @@ class Worker:
         async def note() -> None:
             await begun.wait()
             for queue in await self._transport.topology.note(self._app, worker_name(), subscriptions):
-                told = "no handler has this queue: `python app.py topology prune` removes it where it is left over"
+                pruned = "`python app.py topology prune` removes it where it is left over"
+                told = f"no handler has this queue: {MOVING_HELD if queue.held == 'moving' else pruned}"
                 self._logger.warning("queue without a handler", queue=queue.name, messages=queue.messages, told=told)
 
         async with asyncio.TaskGroup() as tasks:

@@ -15,7 +15,7 @@ from .. import settings as environment
 from ..app import App
 from ..errors import ConfigurationError
 from ..logs import escape
-from ..topology import Part, Pruned, Survey
+from ..topology import Part, Pruned, Survey, going
 from ..transport import Subscription
 from . import acting, mermaid, migrate, tree
 from .binding import bound
@@ -115,9 +115,10 @@ async def _prune(app: App, *, messages: bool, consumers: bool, yes: bool) -> int
         found = await transport.topology.survey(app.name, wanted)
         if found.trouble:
             tell(found.trouble)
-        meant = [part for part in found.left if _meant(part, messages=messages, consumers=consumers)]
+        meant = going(found.left, lambda part: _meant(part, messages=messages, consumers=consumers))
         for part in found.left:
-            verb, more = ("would remove", tree.by(part)) if part in meant else ("keeps", tree.why(part))
+            held = part if part.held or part.kind not in ("letters", "suspects") else replace(part, held="service")
+            verb, more = ("would remove", tree.by(part)) if part in meant else ("keeps", tree.why(held))
             typer.echo(escape(f"{verb} {tree.told(part)}{more}"))
         if not meant:
             typer.echo(f"prune: {NOTHING_LEFT if not found.left else 'nothing that is left over may be removed'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..topology import CASCADE, Part, Survey, Version
+from ..topology import CASCADE, MOVING_HELD, Part, Survey, Version
 from . import screen
 
 
@@ -27,6 +27,7 @@ WHY: Final = {
     "messages": "it has messages: --with-messages",
     "consumers": "somebody consumes it, such as an old replica: --with-consumers",
     "later": "the newest version of its service declares it; if this code is newer, `topology apply` it first",
+    "moving": MOVING_HELD,
     "letters": "it has open dead letters: replay or discard them",
     "service": "others of its service stay",
 }

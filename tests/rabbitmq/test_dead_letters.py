@@ -6,16 +6,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import aio_pika
 import pytest
 import pytest_asyncio
+from pamqp import commands
 
 from bus import BusUnavailable, Event, Letter, Message, Reject, Service
 from bus.outcome import DeadLetter, Failure
 from bus.transport.memory import MemoryTransport
-from bus.transport.rabbitmq import stream
-from bus.transport.rabbitmq.channel import Received
+from bus.transport.rabbitmq import compaction, stream
+from bus.transport.rabbitmq.channel import Channel, Received
 from bus.transport.rabbitmq.desk import Desk
 from bus.transport.rabbitmq.fold import Noted, Row
 from bus.transport.rabbitmq.records import Entry
@@ -210,6 +212,72 @@ async def test_letters_that_come_while_generations_change_are_all_there(stage: S
     assert len(numbers) == len(set(numbers)) == count + 1 - erased
     assert erased > 1
     assert await streams(stage, 60) == 1
+
+
+async def test_a_letter_that_was_on_its_way_to_the_older_generation_is_carried_too(
+    stage: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = await buried(stage, 2)
+    await stage.transport.dead_letters.discard(letters[0])
+    ask = compaction.ask
+    async with await aio_pika.connect(vhost) as connection, connection.channel() as channel:
+        late = await channel.declare_exchange("late", "fanout", durable=True)
+        await (await channel.get_queue("shop.dead")).bind(late)
+
+        async def arrive() -> None:
+            await asyncio.sleep(0.3)
+            message = aio_pika.Message(b"{}", message_id="late", delivery_mode=2)
+            await late.publish(message, "shop.reserve")  # raises where its stream is gone
+
+        async def unbound(channel: Channel, command: Any, within: float = 10.0) -> Any:
+            answer = await ask(channel, command, within)
+            if isinstance(command, commands.Queue.Unbind) and not coming:
+                coming.append(tasks.create_task(arrive()))
+            return answer
+
+        coming: list[asyncio.Task[None]] = []
+        monkeypatch.setattr(compaction, "ask", unbound)
+        async with asyncio.TaskGroup() as tasks:
+            assert await stage.transport.dead_letters.compact("shop") == (2, 1)
+    assert [letter.message.id for letter in await listed(stage)] == [letters[1].message.id, "late"]
+
+
+async def test_a_compaction_unbinds_the_older_generation_as_a_worker_bound_it(
+    stage: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (letter,) = await buried(stage, 1)
+    await stage.transport.dead_letters.discard(letter)
+    monkeypatch.setattr(compaction, "ROUTED_WITHIN", 0.0)
+    ask = compaction.ask
+
+    async def cut(channel: Channel, command: Any, within: float = 10.0) -> Any:
+        if isinstance(command, commands.Queue.Delete) and command.queue == "shop.dead":
+            raise BusUnavailable("cut off", {})
+        return await ask(channel, command, within)
+
+    monkeypatch.setattr(compaction, "ask", cut)
+    with pytest.raises(BusUnavailable):
+        await stage.transport.dead_letters.compact("shop")
+    async with await aio_pika.connect(vhost) as connection, connection.channel(on_return_raises=True) as channel:
+        await channel.queue_delete("shop.dead.1")
+        dead = await channel.get_exchange("shop.dead")
+        with pytest.raises(aio_pika.exceptions.DeliveryError):
+            await dead.publish(aio_pika.Message(b"{}", delivery_mode=2), "shop.reserve")
+
+
+async def test_nothing_is_erased_where_a_generation_cannot_be_read_to_its_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = await buried(stage, 2)
+    await stage.transport.dead_letters.discard(letters[0])
+    monkeypatch.setattr(compaction, "ROUTED_WITHIN", 0.0)
+    # the seal is stored, and is not among what is read
+    monkeypatch.setattr(compaction, "SEAL", stream.LOOK)
+    with pytest.raises(BusUnavailable, match="cannot be read to their end now, so none was erased: run it again"):
+        await stage.transport.dead_letters.compact("shop")
+    monkeypatch.undo()
+    assert await listed(stage) == letters[1:]
+    assert await stage.transport.dead_letters.compact("shop") == (1, 1)
 
 
 async def test_a_worker_that_starts_after_a_compaction_uses_the_new_generation(stage: Stage) -> None:

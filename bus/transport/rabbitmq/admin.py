@@ -13,22 +13,22 @@ from aio_pika.exceptions import ChannelClosed as DeclareRefused
 
 from ...errors import AccessRefused, BusUnavailable, ConfigurationError, TidegateError
 from ...logs import logger
-from ...topology import Migration, Part, Pruned, Survey
+from ...topology import Migration, Part, Pruned, Survey, going
 from .. import Subscription
 from . import delay, topology
 from .address import Address
 from .administration import administration
-from .alone import alone
+from .alone import alone, still
 from .channel import Channel
-from .desk import Desk, operator
+from .desk import operator
 from .migration import Moving
-from .moves import Moves
+from .moves import Moves, is_moving
 from .plan import declarations
 from .prune import Removal, items
 from .record import BINDING, PRUNED, PRUNING, QUEUE, Declaration, Declared, Item, Record
 from .stream import Streams
 from .supervisor import Backoff
-from .survey import left_over, looked, survey
+from .survey import left_over, looked, open_letters, survey
 from .topology import SUSPECTS, Names, Queue, queue, steps
 
 
@@ -39,6 +39,8 @@ READ_WITHIN: Final = 5.0
 
 TURN_WITHIN: Final = 2.0
 """Seconds that a migration waits for its turn."""
+APPLIED_WITHIN: Final = 10.0
+"""Seconds that an apply waits for its turn: several deployments may apply at once."""
 
 
 class RabbitMQTopology:
@@ -97,7 +99,7 @@ class RabbitMQTopology:
             left = [
                 part
                 for part in left_over(self._names, record.fold, app, ours)
-                if part.kind == "queue" and part.service in ours and not part.held
+                if part.kind == "queue" and part.service in ours and part.held in ("", "moving")
             ]
             return [part for part in await looked(await streams.link(), left) if part.there and not part.consumers]
 
@@ -109,19 +111,28 @@ class RabbitMQTopology:
         declared: Declaration,
         subscriptions: Sequence[Subscription],
     ) -> None:
-        """Append a declaration; where that brings back what was pruned, or is just being pruned, declare it again."""
+        """Append a declaration; where that brings back what was pruned, or is just being pruned, declare it again.
+
+        That waits for the turn, for as long as `note` does.
+        """
         await record.declared(declared, worker)
         backoff = Backoff(first=0.2)
         while any(record.fold.pruned_at(item, begun=True) >= 0 for item in declared.items):
             try:
                 async with alone(streams, *self._turn()), administration(self._addresses) as connection:
                     own = [each for each in subscriptions if each.service == declared.service]
-                    await topology.declare(connection, self._names, own)
+                    await topology.declare(connection, self._names, own, await self._left_alone(record, own))
                     # whoever pruned it has noted that by now, and this stands after it
                     await record.declared(declared, worker)
                     return
             except LookupError:
                 await asyncio.sleep(backoff())
+
+    async def _left_alone(self, record: Record, subscriptions: Sequence[Subscription]) -> list[str]:
+        """Return the queues whose migration is not over, for whoever has the turn: it may have been cut off."""
+        await record.read()
+        queues = [self._names.queue(subscription) for subscription in subscriptions]
+        return [queue for queue in queues if is_moving(record.fold, queue)]
 
     async def declare_again(
         self, subscription: Subscription, declare: Callable[[Container[object]], Awaitable[None]]
@@ -192,21 +203,26 @@ class RabbitMQTopology:
         return replace(found, left=tuple(left), trouble=trouble)
 
     async def _with_letters(self, streams: Streams, part: Part) -> Part:
-        desk = Desk(streams, self._names, part.service)
-        try:
-            async with desk.lock:
-                fold = await desk.look()
-            count = sum(map(fold.is_open, fold.rows.values()))
-        finally:
-            desk.close()
+        count = await open_letters(streams, self._names, part.service)
         return replace(part, messages=count, held="letters" if count else "")
 
     async def apply(self, app: str, subscriptions: Sequence[Subscription]) -> Sequence[TidegateError]:
-        """Declare everything, and note it."""
+        """Declare everything but what is being migrated, and note it; raises LookupError where it has no turn."""
+        async with self._record() as (streams, record), AsyncExitStack() as stack:
+            turn = await self._turn_soon(stack, streams, APPLIED_WITHIN)
+            moving = await self._left_alone(record, subscriptions)
+            faults = await self._apply(subscriptions, moving)
+            still(turn.link)
+            for declared in declarations(self._names, app, subscriptions):
+                if not record.fold.stands(declared):
+                    await record.declared(declared, operator())
+        return [*faults, *(_moving(each.name) for each in subscriptions if self._names.queue(each) in moving)]
+
+    async def _apply(self, subscriptions: Sequence[Subscription], moving: Container[str]) -> list[TidegateError]:
         faults: list[TidegateError] = []
         try:
             async with administration(self._addresses) as connection:
-                faults += (await topology.declare(connection, self._names, subscriptions, must=True)).values()
+                faults += (await topology.declare(connection, self._names, subscriptions, moving, must=True)).values()
                 for service in dict.fromkeys(each.service for each in subscriptions):
                     entrance = (self._names.retry(service), topology.MARKS)
                     try:
@@ -216,11 +232,6 @@ class RabbitMQTopology:
             faults += await self._cascade()
         except (ConnectionError, AMQPError, TimeoutError) as error:
             raise BusUnavailable(f"the topology cannot be declared now: {error or repr(error)}", {}) from error
-        async with self._record() as (streams, record):
-            await record.read()
-            for declared in declarations(self._names, app, subscriptions):
-                if not record.fold.stands(declared):
-                    await self._append(streams, record, operator(), declared, subscriptions)
         return faults
 
     async def _cascade(self) -> list[TidegateError]:
@@ -249,7 +260,7 @@ class RabbitMQTopology:
             found = (await self._survey(streams, record, app, subscriptions)).left
             judged = record.fold.next
             wanted = {_key(part) for part in chosen}
-            todo = [part for part in found if _key(part) in wanted and _may_go(part, messages, consumers)]
+            todo = going(found, lambda part: _key(part) in wanted and _may_go(part, messages, consumers))
             marked = tuple(item for part in todo for item in items(names, part))
             mark = await record.mark(PRUNING, app, operator(), marked)
             # whoever declared between the judgment and the mark is not gone; who does so after it declares again
@@ -258,6 +269,7 @@ class RabbitMQTopology:
             removal = Removal(turn.link, streams, names, record.fold, messages, consumers)
             done = await removal.all(todo)
             gone = tuple(item for each in done if not each.kept for item in items(names, each.part))
+            still(turn.link)
             await record.mark(PRUNED, app, operator(), gone, {PRUNING: mark.offset})
             return done
 
@@ -272,10 +284,10 @@ class RabbitMQTopology:
             turn = await self._turn_soon(stack, streams)
             return await Moving(turn.link, record, self._names, app, subscription).run(tell)
 
-    async def _turn_soon(self, stack: AsyncExitStack, streams: Streams) -> Channel:
+    async def _turn_soon(self, stack: AsyncExitStack, streams: Streams, within: float = TURN_WITHIN) -> Channel:
         """Have the turn; a broker takes a moment to see that whoever had it was killed."""
         clock = asyncio.get_running_loop().time
-        give_up = clock() + TURN_WITHIN
+        give_up = clock() + within
         while True:
             try:
                 return await stack.enter_async_context(alone(streams, *self._turn()))
@@ -295,6 +307,13 @@ def _key(part: Part) -> tuple[str, ...]:
 
 def _may_go(part: Part, messages: bool, consumers: bool) -> bool:
     return part.held in ("", "messages" if messages else "", "consumers" if consumers else "")
+
+
+def _moving(subscription: str) -> TidegateError:
+    return ConfigurationError(
+        f"{subscription}: its migration was begun and not ended, so its queue was left as it is: run "
+        f"`python app.py topology migrate {subscription}`, which goes on with it"
+    )
 
 
 def _declared_since(record: Record, offset: int) -> frozenset[Item]:

@@ -11,6 +11,7 @@ from pamqp import commands
 
 from ...errors import AccessRefused, BusUnavailable
 from .channel import Channel, ChannelClosed
+from .link import Link
 from .stream import Streams
 
 
@@ -36,6 +37,12 @@ async def alone(streams: Streams, queue: str, taken: str) -> AsyncIterator[Chann
         if channel.error is None:
             await ask(channel, commands.Queue.Delete(queue=queue))
             channel.leave()
+
+
+def still(link: Link) -> None:
+    """Raise what ended the link by which one has the turn: another may have it by now."""
+    if link.error is not None:
+        raise link.error
 
 
 async def ask(channel: Channel, command: Any, within: float = 10.0) -> Any:

@@ -7,10 +7,12 @@ Letters that came to both, or were carried twice, fold into one.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from pamqp import commands
 
+from ...errors import BusUnavailable
 from . import copies, records
 from .alone import alone, ask
 from .channel import Channel, Parcel
@@ -18,7 +20,7 @@ from .desk import SEAL, Desk
 from .fold import FAILED_AGAIN, KEY, LETTER, TURN, Fold, Row
 from .records import ENTRY_KEY, Entry
 from .stream import Streams, mark
-from .topology import STREAM, Names
+from .topology import ROUTED_WITHIN, STREAM, Names, letter_bindings
 
 
 AT_ONCE: Final = 200
@@ -69,10 +71,17 @@ async def _carry_on(channel: Channel, desk: Desk, streams: Streams, names: Names
     for generation in older:
         # what came to it is in the newest too, which was bound before
         stream = desk.stream(generation)
-        await ask(channel, commands.Queue.Unbind(queue=stream, exchange=names.dead(desk.service), routing_key=""))
+        for exchange, key in letter_bindings(names, desk.service, stream):
+            await ask(channel, commands.Queue.Unbind(queue=stream, exchange=exchange, routing_key=key))
         if generation not in desk.fold.sealed:
             await streams.store([mark(stream, SEAL)])
+    # but for what was routed to it alone before that, and is under way
+    await asyncio.sleep(ROUTED_WITHIN)
     fold = await desk.look()
+    if not fold.sealed.issuperset(older):
+        raise BusUnavailable(
+            f"the dead letters of {desk.service} cannot be read to their end now, so none was erased: run it again", {}
+        )
     into = desk.stream(newest)
     marks = [mark(into, noted.headers()) for noted in fold.kept(newest)]
     for at in range(0, len(marks), AT_ONCE):

@@ -18,12 +18,12 @@ from ...errors import AccessRefused, ConfigurationError
 from ...topology import Migration
 from .. import Subscription
 from . import delay
-from .alone import ask
+from .alone import ask, still
 from .channel import ChannelClosed
 from .desk import operator
 from .link import Link
 from .mover import Mover, is_stream
-from .moves import BEFORE, SINGLE, TO, Move, before, move_of
+from .moves import BEFORE, SINGLE, TO, Move, aside, before, move_of
 from .record import BINDING, MIGRATED, MIGRATING, QUEUE, Item, Record
 from .topology import ROUTED_WITHIN, Names, queue
 
@@ -56,7 +56,7 @@ class Moving:
         self._subscription = subscription
         self._wanted = queue(names, subscription)
         self._queue = self._wanted.name
-        self._moving, self._arriving = f"{self._queue}.moving", f"{self._queue}.arriving"
+        self._moving, self._arriving = aside(self._queue)
         self._back = names.back(subscription.service)
         self._moved = 0
         self._tell: Tell = lambda what, moved: None
@@ -83,14 +83,14 @@ class Moving:
                 "read what is in it, delete it, and run `topology apply`"
             )
         known = before(self._record.fold, self._queue, self._wanted.arguments)
-        aside = [await self._there(each) for each in (self._moving, self._arriving)]
+        standing = [await self._there(each) for each in (self._moving, self._arriving)]
         return Migration(
             subscription=name,
             queue=self._queue,
             why=why,
             before=dict(known[-1]) if known else {},
             after=dict(self._wanted.arguments),
-            messages=sum(each.message_count or 0 for each in (there, *aside) if each is not None),
+            messages=sum(each.message_count or 0 for each in (there, *standing) if each is not None),
             consumers=(there.consumer_count or 0) if there is not None else 0,
             resumed=pending is not None,
         )
@@ -120,6 +120,7 @@ class Moving:
         if await self._there(self._queue) is None or await self._differs(arguments):
             await self._set_aside(arguments, bindings)
         await self._bring_back(bindings)
+        still(self._link)
         await self._record.mark(MIGRATED, self._app, operator(), item, details)
         self._tell("marked as moved", 0)
 
@@ -127,9 +128,9 @@ class Moving:
 
     async def _set_aside(self, arguments: Mapping[str, Any], bindings: Sequence[tuple[str, str]]) -> None:
         """Empty and delete the old queue, and declare the new one; what is published meanwhile arrives aside."""
-        aside = {name: value for name, value in self._wanted.arguments.items() if name != SINGLE}
+        plain = {name: value for name, value in self._wanted.arguments.items() if name != SINGLE}
         for each in (self._moving, self._arriving):
-            await self._declare(each, aside)
+            await self._declare(each, plain)
         await self._bind(self._moving, [(self._back, self._key(ASIDE))])
         await asyncio.sleep(YOUNG)
         self._tell("declared what stands aside", 0)

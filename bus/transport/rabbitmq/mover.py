@@ -90,7 +90,10 @@ class Mover:
         return await self._left()
 
     async def delete(self, within: float) -> None:
-        """Delete the queue, which is empty and which nobody has; move what comes in until it is gone."""
+        """Delete the queue, which is empty and which nobody has; move what comes in until it is gone.
+
+        Until that is stored it is in this process alone: whoever kills it then takes it along.
+        """
         # one behind the other without a wait, so that nobody gets in between
         self._consumers += 1
         consume = commands.Basic.Consume(queue=self._source, consumer_tag=str(self._consumers))

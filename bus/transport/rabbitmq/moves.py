@@ -56,6 +56,17 @@ def move_of(fold: Fold, name: str) -> Move | None:
     return None
 
 
+def is_moving(fold: Fold, name: str) -> bool:
+    """Tell whether a queue's migration was begun and not ended: nobody else declares or removes it."""
+    move = move_of(fold, name)
+    return move is not None and move.moving
+
+
+def aside(name: str) -> tuple[str, str]:
+    """Return the queues that stand aside while one is moved: for what was in it, and for what arrives meanwhile."""
+    return f"{name}.moving", f"{name}.arriving"
+
+
 def before(fold: Fold, name: str, arguments: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the arguments other than these that any version ever declared a queue with, the newest last."""
     entries = [entry for of_service in fold.declared.values() for entry in of_service.values()]
@@ -139,8 +150,7 @@ class Moves:
 
     def moving(self, subscription: Subscription) -> bool:
         """Tell whether it is being moved: its queue is not to be declared, nor consumed."""
-        move = self.of(subscription)
-        return move is not None and move.moving
+        return is_moving(self._record.fold, self._names.queue(subscription))
 
     def arguments(self, subscription: Subscription) -> Mapping[str, Any] | None:
         """Return the arguments that its queue has instead of those that this version would declare, if that is so."""

@@ -1,8 +1,9 @@
-"""Removing what is left over, so that it can be cut off at any moment and nobody loses a message by it.
+"""Removing what is left over, so that it can be cut off at any moment and run again.
 
 What is to go is marked first, so that an old version that connects again leaves it out, then removed, then marked as
 gone. Quorum queues know no deletion `if-empty` or `if-unused`. So an empty queue is unbound, then consumed here while
-it is deleted: what came in between is in our hands, and is put into a queue of the same name.
+it is deleted: what is sent straight to it in that moment is in our hands, and is put into a queue of the same name. A
+prune that is killed before it has done so takes such a message with it; nothing else is lost.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from .channel import Channel, ChannelClosed, Parcel, Received
 from .link import Link
 from .record import BINDING, EXCHANGE, QUEUE, Fold, Item
 from .stream import Streams
-from .survey import Seen, look
-from .topology import ROUTED_WITHIN, Names, Queue
+from .survey import Seen, look, open_letters
+from .topology import ROUTED_WITHIN, Names, Queue, letter_bindings
 
 
 AT_ONCE: Final = 8
@@ -32,6 +33,7 @@ HELD: Final = 1_000
 DELETED_WITHIN: Final = 60.0
 CAME_IN: Final = "a message came in meanwhile"
 CONSUMED: Final = "somebody consumes it"
+STAYING: Final = "its service is not gone as a whole"
 
 
 def items(names: Names, part: Part) -> list[Item]:
@@ -65,19 +67,16 @@ class Removal:
             ("binding", self._unbind),
             ("queue", self._queue),
             ("step", self._queue),
-            ("exchange", self._exchange),
             ("suspects", self._stream),
+            ("exchange", self._exchange),
+            ("letters", self._letters),
         )
         done: list[Pruned] = []
         for kind, remove in order:
-            done += await _each([part for part in chosen if part.kind == kind], remove)
-        staying = {each.part.service for each in done if each.kept}
-        for part in chosen:
-            if part.kind == "letters":
-                kept = part.service in staying
-                done.append(
-                    Pruned(part=part, kept="its service is not gone as a whole") if kept else await self._letters(part)
-                )
+            staying = {each.part.service for each in done if each.kept} if kind in ("suspects", "letters") else ()
+            parts = [part for part in chosen if part.kind == kind]
+            done += [Pruned(part=part, kept=STAYING) for part in parts if part.service in staying]
+            done += await _each([part for part in parts if part.service not in staying], remove)
         return done
 
     async def _if_there(self, command: Any, within: float = 10.0) -> str:
@@ -165,7 +164,19 @@ class Removal:
         return Pruned(part=part, kept=await self._if_there(commands.Queue.Delete(queue=part.name), DELETED_WITHIN))
 
     async def _letters(self, part: Part) -> Pruned:
-        """Remove the stream, and every exchange by which letters came to it or by which a generation was announced."""
+        """Remove the stream, and every exchange by which letters came to it or by which a generation was announced.
+
+        It is looked at once more, when all is there that was on its way: an old replica may give up on something.
+        """
+        ways = letter_bindings(self.names, part.service, part.name)
+        for wait in (ROUTED_WITHIN, 0.0):
+            # and again: who cannot store a letter meanwhile has declared its way once more
+            for exchange, key in ways:
+                await self._if_there(_unbinding(part.name, exchange, key))
+            await asyncio.sleep(wait)
+        if count := await open_letters(self.streams, self.names, part.service):
+            await self._if_there(_binding(part.name, *ways[0]))
+            return Pruned(part=part, kept=f"it has {count} open dead letters")
         done = await self._stream(part)
         generation = int(part.name.removeprefix(self.names.dead(part.service)).removeprefix(".") or 0)
         while not done.kept and generation >= 0:
@@ -179,16 +190,23 @@ async def _each(parts: Sequence[Part], remove: Callable[[Part], Awaitable[Pruned
     done: dict[Part, Pruned] = {}
     todo = iter(parts)
 
+    failed: list[Exception] = []
+
     async def some() -> None:
         for part in todo:
-            done[part] = await remove(part)
+            try:
+                done[part] = await remove(part)
+            except Exception as error:
+                # the others end what they have begun: they may hold what came into a queue that is gone
+                failed.append(error)
+            if failed:
+                return
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(AT_ONCE, len(parts))):
-                tasks.create_task(some(), name="prune")
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from None
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(min(AT_ONCE, len(parts))):
+            tasks.create_task(some(), name="prune")
+    if failed:
+        raise failed[0]
     return [done[part] for part in parts]
 
 

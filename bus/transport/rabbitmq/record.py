@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from ... import clock
-from ...errors import Unroutable
+from ...errors import BusUnavailable, Unroutable
 from ...message import Ids
 from . import copies
 from .channel import LinkLost, Parcel
@@ -286,7 +286,9 @@ class Record:
                     await declare_stream(self._streams.addresses, self.stream, STREAM)
                     await self._streams.store([parcel])
             await self.read()
-            return self._awaited[token]
+            if (offset := self._awaited[token]) < 0:
+                raise BusUnavailable(f"what was just noted in {self.stream} cannot be read there: run it again", {})
+            return offset
         finally:
             del self._awaited[token]
 

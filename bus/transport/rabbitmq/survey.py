@@ -16,9 +16,12 @@ from pamqp import commands
 from ...settings import NAME, RESERVED
 from ...topology import Held, Part, Survey, Version
 from .channel import Channel, ChannelClosed
+from .desk import Desk
 from .link import Link
+from .moves import aside, is_moving
 from .plan import parts
 from .record import BINDING, EXCHANGE, QUEUE, Declaration, Declared, Fold, Item
+from .stream import Streams
 from .topology import Names
 
 
@@ -76,11 +79,29 @@ def _seen(answer: Any) -> Seen:
 async def looked(link: Link, wanted: Sequence[Part]) -> list[Part]:
     """Return the parts with what the broker says of them. Raises LinkLost."""
     asked = [part for part in wanted if part.kind != "binding"]
+    asked += [replace(part, name=name) for part in asked if part.held == "moving" for name in aside(part.name)]
     seen = dict(zip(((part.kind == "exchange", part.name) for part in asked), await look(link, asked), strict=True))
-    return [
-        part if part.kind == "binding" else replace(part, **seen[part.kind == "exchange", part.name]._asdict())
-        for part in wanted
-    ]
+
+    def told(part: Part) -> Part:
+        found = seen[part.kind == "exchange", part.name]
+        if part.held == "moving":
+            every = [found, *(seen[False, name] for name in aside(part.name))]
+            there = any(each.there for each in every)
+            found = Seen(there, sum(each.messages for each in every), found.consumers)
+        return replace(part, **found._asdict())
+
+    return [part if part.kind == "binding" else told(part) for part in wanted]
+
+
+async def open_letters(streams: Streams, names: Names, service: str) -> int:
+    """Return how many dead letters of a service are open as of now."""
+    desk = Desk(streams, names, service)
+    try:
+        async with desk.lock:
+            fold = await desk.look()
+        return sum(map(fold.is_open, fold.rows.values()))
+    finally:
+        desk.close()
 
 
 async def generations(link: Link, names: Names, services: Sequence[str]) -> dict[str, int]:
@@ -158,6 +179,8 @@ def _left(
     # what the newest version of a service declares is not left over for a code that is another
     later = own is not None and last is not None and last.declaration.digest != own.digest
     held: Held = "later" if later and last is not None and item in last.declaration.items else ""
+    if part.kind == "queue" and is_moving(fold, item.name):
+        held = "moving"
     yield replace(_of(part, by), held=held)
 
 

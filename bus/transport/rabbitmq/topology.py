@@ -116,6 +116,11 @@ class Queue:
     """Exchange and key of each."""
 
 
+def letter_bindings(names: Names, service: str, stream: str) -> list[tuple[str, str]]:
+    """Return how a generation of dead letters may be bound: by its name, where aio-pika was told no key, or by none."""
+    return [(names.dead(service), key) for key in (stream, "")]
+
+
 def milliseconds(delay: timedelta) -> int:
     """Return the delay as the broker counts it, rounded up: never early."""
     return -(-delay // timedelta(milliseconds=1))

@@ -6,9 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus import BusUnavailable
 from bus.transport.rabbitmq.record import (
     BINDING,
     PRUNED,
@@ -19,9 +21,11 @@ from bus.transport.rabbitmq.record import (
     Fold,
     Item,
     Mark,
+    Record,
     _read_entry,
 )
-from bus.transport.rabbitmq.topology import Queue
+from bus.transport.rabbitmq.stream import Streams
+from bus.transport.rabbitmq.topology import Names, Queue
 
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
@@ -148,3 +152,16 @@ def test_json_of_any_kind_folds(told: dict[str, object], kind: str) -> None:
     _, read = _read_entry(body, 0)
     if read is not None:
         folded(read).standing("shop")
+
+
+async def test_an_entry_that_cannot_be_read_again_was_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stored(self: Streams, parcels: object) -> None: ...
+
+    async def nothing(self: Record) -> Fold:
+        return Fold()
+
+    monkeypatch.setattr(Streams, "store", stored)
+    monkeypatch.setattr(Record, "read", nothing)
+    record = Record(Streams([], 1.0), Names())
+    with pytest.raises(BusUnavailable, match=r"noted in tidegate\.topology cannot be read there: run it again"):
+        await record.mark(PRUNING, "shop", "me")
