@@ -37,6 +37,12 @@ async def stage(vhost: str) -> AsyncIterator[Stage]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for what only a channel that is held up needs."""
+    monkeypatch.setattr(compaction, "ROUTED_WITHIN", 0.0)
+
+
 def shop() -> Service:
     service = Service("shop")
 
@@ -217,6 +223,7 @@ async def test_letters_that_come_while_generations_change_are_all_there(stage: S
 async def test_a_letter_that_was_on_its_way_to_the_older_generation_is_carried_too(
     stage: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compaction, "ROUTED_WITHIN", 1.0)
     letters = await buried(stage, 2)
     await stage.transport.dead_letters.discard(letters[0])
     ask = compaction.ask
@@ -247,7 +254,6 @@ async def test_a_compaction_unbinds_the_older_generation_as_a_worker_bound_it(
 ) -> None:
     (letter,) = await buried(stage, 1)
     await stage.transport.dead_letters.discard(letter)
-    monkeypatch.setattr(compaction, "ROUTED_WITHIN", 0.0)
     ask = compaction.ask
 
     async def cut(channel: Channel, command: Any, within: float = 10.0) -> Any:
@@ -256,7 +262,7 @@ async def test_a_compaction_unbinds_the_older_generation_as_a_worker_bound_it(
         return await ask(channel, command, within)
 
     monkeypatch.setattr(compaction, "ask", cut)
-    with pytest.raises(BusUnavailable):
+    with pytest.raises(BusUnavailable, match="cut off"):
         await stage.transport.dead_letters.compact("shop")
     async with await aio_pika.connect(vhost) as connection, connection.channel(on_return_raises=True) as channel:
         await channel.queue_delete("shop.dead.1")
@@ -270,7 +276,6 @@ async def test_nothing_is_erased_where_a_generation_cannot_be_read_to_its_end(
 ) -> None:
     letters = await buried(stage, 2)
     await stage.transport.dead_letters.discard(letters[0])
-    monkeypatch.setattr(compaction, "ROUTED_WITHIN", 0.0)
     # the seal is stored, and is not among what is read
     monkeypatch.setattr(compaction, "SEAL", stream.LOOK)
     with pytest.raises(BusUnavailable, match="cannot be read to their end now, so none was erased: run it again"):
