@@ -17,6 +17,8 @@ Held: TypeAlias = Literal["", "messages", "consumers", "later", "moving", "lette
 """Why a prune leaves something: there are messages in it; somebody consumes it, such as an old replica; the newest
 version of its service declares it, and this code is another; its migration is not over; it has open dead letters;
 others of its service stay."""
+SHARED: Final = frozenset({"exchange", "letters", "suspects"})
+"""Kinds of parts that all handlers of a service share."""
 MOVING_HELD: Final = "its migration is not over: run `topology migrate` with a version that has its handler"
 
 
@@ -65,13 +67,9 @@ class Part:
 
 
 def going(left: Sequence[Part], goes: Callable[[Part], bool]) -> list[Part]:
-    """Return which parts of all that is left over go, as told for each: no stream goes before its service's queues."""
+    """Return which parts of all that is left over go, as told for each: what a service shares goes with its queues."""
     staying = {part.service for part in left if part.kind in ("queue", "step") and not goes(part)}
-    return [
-        part
-        for part in left
-        if goes(part) and (part.kind not in ("letters", "suspects") or part.service not in staying)
-    ]
+    return [part for part in left if goes(part) and (part.kind not in SHARED or part.service not in staying)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from .. import settings as environment
 from ..app import App
 from ..errors import ConfigurationError
 from ..logs import escape
-from ..topology import Part, Pruned, Survey, going
+from ..topology import SHARED, Part, Pruned, Survey, going
 from ..transport import Subscription
 from . import acting, mermaid, migrate, tree
 from .binding import bound
@@ -117,7 +117,7 @@ async def _prune(app: App, *, messages: bool, consumers: bool, yes: bool) -> int
             tell(found.trouble)
         meant = going(found.left, lambda part: _meant(part, messages=messages, consumers=consumers))
         for part in found.left:
-            held = part if part.held or part.kind not in ("letters", "suspects") else replace(part, held="service")
+            held = part if part.held or part.kind not in SHARED else replace(part, held="service")
             verb, more = ("would remove", tree.by(part)) if part in meant else ("keeps", tree.why(held))
             typer.echo(escape(f"{verb} {tree.told(part)}{more}"))
         if not meant:

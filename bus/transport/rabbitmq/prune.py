@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from ...topology import Part, Pruned
+from ...topology import SHARED, Part, Pruned
 from . import delay
 from .alone import ask
 from .channel import Channel, ChannelClosed, Parcel, Received
@@ -73,7 +73,7 @@ class Removal:
         )
         done: list[Pruned] = []
         for kind, remove in order:
-            staying = {each.part.service for each in done if each.kept} if kind in ("suspects", "letters") else ()
+            staying = {each.part.service for each in done if each.kept} if kind in SHARED else ()
             parts = [part for part in chosen if part.kind == kind]
             done += [Pruned(part=part, kept=STAYING) for part in parts if part.service in staying]
             done += await _each([part for part in parts if part.service not in staying], remove)
