@@ -67,11 +67,10 @@ async def _carry_on(channel: Channel, desk: Desk, streams: Streams, names: Names
     await ask(channel, commands.Exchange.Declare(exchange=desk.stream(newest), exchange_type="fanout", durable=True))
     older = [generation for generation in desk.generations if generation < newest]
     for generation in older:
-        # what came to it is in the newest too, which was bound before
+        # what came to it after the cut is in the newest too, which was bound before
+        await desk.cut(generation)
         stream = desk.stream(generation)
         await ask(channel, commands.Queue.Unbind(queue=stream, exchange=names.dead(desk.service), routing_key=""))
-        if generation not in desk.fold.sealed:
-            await streams.store([mark(stream, SEAL)])
     fold = await desk.look()
     into = desk.stream(newest)
     marks = [mark(into, noted.headers()) for noted in fold.kept(newest)]
