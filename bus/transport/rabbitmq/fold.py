@@ -76,6 +76,7 @@ class Row:
     turn: int = 0
     failed_again: int = 0
     nth: str = ""
+    """Which of its equals it is, where it has no id."""
     carried: int = -1
     """The newest generation that it was carried into, with its id."""
     earlier: Row | None = None
