@@ -131,7 +131,7 @@ class Suspects:
                         channel.settle(wire.delivered(received.method)[0])
                         if self._fold(wire.properties(received.header).get("headers", {})) == token:
                             return
-                    self._anew = channel.error is None
+                    self._anew = self._anew or channel.error is None
                     why = channel.error or "the stream was deleted"
                     raise BusUnavailable(f"{self._stream}: its marks could not be read on: {why}", {})
                 finally:
