@@ -71,51 +71,55 @@ async def test_a_claim_that_was_lost_before_it_was_read_is_its_owners(
     assert await listed(stage) == []
 
 
-async def test_two_operators_whose_clocks_differ_make_one_copy(
+async def test_who_takes_a_letter_over_waits_for_a_copy_that_is_under_way(
     stage: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (letter,) = await buried(stage, 1)
-    now, send, hear = clock.now, Desk._send, Desk._heard_out
-    claimed, taken_over = asyncio.Event(), asyncio.Event()
+    now, check, hear = clock.now, Desk._require_ours, Desk._heard_out
+    checked, taken_over = asyncio.Event(), asyncio.Event()
 
-    async def slow(self: Desk, row: Row, claim: Noted, copy: Any) -> None:
-        if not claimed.is_set():
-            claimed.set()
-            await taken_over.wait()
-        await send(self, row, claim, copy)
+    async def slow(self: Desk, row: Row, claim: Noted) -> None:
+        await check(self, row, claim)
+        checked.set()
+        await taken_over.wait()
 
     async def told(self: Desk, row: Row, ours: Noted) -> bool:
         taken_over.set()
         return await hear(self, row, ours)
 
-    monkeypatch.setattr(Desk, "_send", slow)
+    monkeypatch.setattr(Desk, "_require_ours", slow)
     monkeypatch.setattr(Desk, "_heard_out", told)
     async with staged("rabbitmq", vhost) as other, asyncio.TaskGroup() as tasks:
         tasks.create_task(stage.transport.dead_letters.replay(letter))
-        await claimed.wait()
+        await checked.wait()
         monkeypatch.setattr(clock, "now", lambda: now() + timedelta(minutes=6))
         with pytest.raises(LookupError, match="is not open any more: replayed by"):
             await other.transport.dead_letters.replay(letter)
     assert await stage.ready("shop.reserve") == 1
 
 
-async def test_the_letter_of_an_operator_who_died_is_taken_over(
+async def test_who_stood_still_until_a_letter_was_taken_over_sends_nothing(
     stage: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (letter,) = await buried(stage, 1)
-    now = clock.now
+    now, send, claimed, go = clock.now, Desk._send, asyncio.Event(), asyncio.Event()
 
-    async def dies(self: Desk, row: Row, claim: Noted, copy: Any) -> None:
-        raise BusUnavailable("it died", {})
+    async def slow(self: Desk, row: Row, claim: Noted, copy: Any) -> None:
+        if not claimed.is_set():
+            claimed.set()
+            await go.wait()
+        await send(self, row, claim, copy)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Desk, "_send", dies)
-        with pytest.raises(BusUnavailable):
-            await stage.transport.dead_letters.replay(letter)
-    monkeypatch.setattr(clock, "now", lambda: now() + timedelta(minutes=6))
+    monkeypatch.setattr(Desk, "_send", slow)
     monkeypatch.setattr(desk, "HEARD_OUT", 0.1)
     async with staged("rabbitmq", vhost) as other:
+        standing = asyncio.create_task(stage.transport.dead_letters.replay(letter))
+        await claimed.wait()
+        monkeypatch.setattr(clock, "now", lambda: now() + timedelta(minutes=6))
         await other.transport.dead_letters.replay(letter)
+        go.set()
+        with pytest.raises(LookupError, match="is not open any more: replayed by"):
+            await standing
     assert await stage.ready("shop.reserve") == 1
 
 

@@ -226,6 +226,7 @@ class Desk:
         sending = False
         try:
             parcel = copy(row, await self.entry(row), claim.token)
+            await self._require_ours(row, claim)
             sending = True
             # from here on it may have been sent
             self._ours.pop(row.key, None)
@@ -248,7 +249,7 @@ class Desk:
             fold = self.fold
             if not fold.is_open(row):
                 self._ours.pop(row.key, None)
-                raise LookupError(f"dead letter {row.id} of {self.service} is not open any more{_by(fold, row)}")
+                raise self._refusal(row)
             if await self._sealed():
                 claim = Noted(CLAIM, row.id, row.key, row.place, row.turn, operator(), clock.now(), self._make_token())
                 # it may be stored though nothing more is heard of it
@@ -257,16 +258,36 @@ class Desk:
                 if await self._note(claim) and fold.is_open(row) and (holder := fold.claims.get(row.key)) is not None:
                     if holder.token not in ours:
                         del self._ours[row.key]
-                        raise LookupError(
-                            f"dead letter {row.id} of {self.service} is being handled by somebody else: "
-                            f"{holder.operator} since {holder.at:%H:%M:%S} UTC"
-                        )
+                        raise self._refusal(row)
                     ousted = fold.ousted.get(row.key)
                     if ousted is None or ousted.token in ours or await self._heard_out(row, holder):
                         return claim._replace(token=holder.token)
             await self.look()
             row = self.fold.rows.get(row.key, row)
         raise BusUnavailable(f"dead letter {row.id} of {self.service} could not be claimed", {})
+
+    def _refusal(self, row: Row) -> LookupError:
+        letter, holder = f"dead letter {row.id} of {self.service}", self.fold.claims.get(row.key)
+        if holder is None or not self.fold.is_open(row):
+            return LookupError(f"{letter} is not open any more{self.fold.closed_by(row)}")
+        return LookupError(
+            f"{letter} is being handled by somebody else: {holder.operator} since {holder.at:%H:%M:%S} UTC"
+        )
+
+    async def _require_ours(self, row: Row, claim: Noted) -> None:
+        """Raise LookupError where another took the letter over, because this process stood still."""
+        try:
+            while self._tail is not None and (entries := await self._tail.more()):
+                for entry in entries:
+                    self.fold.add(entry)
+        except Gone:
+            self.close()
+        if self._tail is None or self.newest in self.fold.sealed:
+            await self.look()
+        holder = self.fold.claims.get(row.key)
+        if holder is None or holder.token != claim.token:
+            self._ours.pop(row.key, None)
+            raise self._refusal(row)
 
     async def _heard_out(self, row: Row, ours: Noted) -> bool:
         """Wait for the mark of who had the letter before: that their claim is over is what two clocks say.
@@ -323,10 +344,10 @@ class Desk:
     async def _release(self, claim: Noted) -> None:
         self._ours[claim.key] = {claim.token}
         try:
-            await self._note(claim._replace(kind=RELEASED))
+            if await self._note(claim._replace(kind=RELEASED)):
+                del self._ours[claim.key]
         except (BusUnavailable, ConnectionError, TimeoutError):
-            return
-        del self._ours[claim.key]
+            pass  # it stays ours
 
     async def _note(self, noted: Noted) -> bool:
         return await self._append(mark(self.stream(self.newest), noted.headers()), noted.kind, noted.token)
@@ -374,10 +395,3 @@ class Desk:
 
 def _is(entry: Entry, kind: str | None, token: str) -> bool:
     return entry.direct and (entry.headers.get(MARK), entry.headers.get(TOKEN)) == (kind, token)
-
-
-def _by(fold: Fold, row: Row) -> str:
-    closing = [mark for mark in fold.history(row) if mark.kind in ("replayed", "edited", "discarded")]
-    return (
-        f": {closing[-1].kind} by {closing[-1].operator} at {closing[-1].at:%Y-%m-%d %H:%M:%S} UTC" if closing else ""
-    )

@@ -155,6 +155,13 @@ class Fold:
         told += [Mark(kind=_TOLD[m.kind], operator=m.operator, at=m.at, to=m.to) for m in noted]  # type: ignore[arg-type]
         return tuple(sorted(told, key=lambda mark: mark.at))
 
+    def closed_by(self, row: Row) -> str:
+        """Return who closed the letter, as the end of a sentence; nothing where that is not known."""
+        closing = [mark for mark in self.history(row) if mark.kind in CLOSING]
+        if not closing:
+            return ""
+        return f": {closing[-1].kind} by {closing[-1].operator} at {closing[-1].at:%Y-%m-%d %H:%M:%S} UTC"
+
     def kept(self, into: int) -> list[Noted]:
         """Return the marks that have to be carried into a generation: of open letters, live claims, the young ones."""
         since = clock.now() - REMEMBERED
