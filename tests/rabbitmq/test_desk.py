@@ -80,12 +80,17 @@ async def test_who_takes_a_letter_over_waits_for_a_copy_that_is_under_way(
 
     async def slow(self: Desk, row: Row, claim: Noted) -> None:
         await check(self, row, claim)
+        if checked.is_set():
+            taken_over.set()
         checked.set()
         await taken_over.wait()
 
     async def told(self: Desk, row: Row, ours: Noted) -> bool:
-        taken_over.set()
-        return await hear(self, row, ours)
+        hearing = asyncio.ensure_future(hear(self, row, ours))
+        await asyncio.sleep(0)
+        if not hearing.done():
+            taken_over.set()
+        return await hearing
 
     monkeypatch.setattr(Desk, "_require_ours", slow)
     monkeypatch.setattr(Desk, "_heard_out", told)
