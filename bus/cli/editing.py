@@ -39,12 +39,12 @@ def edit(app: App, id: str, service: str | None) -> None:
         after = _edited(app, letter, program, file, before)
         sent = None if after is None else asyncio.run(_send(app, letter, after))
     except BaseException:
-        if file.read_bytes() != before:
+        if _read(file) not in (before, None):
             tell(f"what you wrote is kept in {file}")
         else:
-            file.unlink()
+            file.unlink(missing_ok=True)
         raise
-    file.unlink()
+    file.unlink(missing_ok=True)
     if sent is None:
         typer.echo("nothing was changed: the letter stays as it is")
     else:
@@ -77,7 +77,9 @@ def _edited(app: App, letter: Letter, program: list[str], file: Path, before: by
             raise ConfigurationError(f"the editor {program[0]!r} cannot be run: {error.strerror}") from error
         if done.returncode:
             raise ConfigurationError(f"the editor ended with code {done.returncode}: nothing was sent")
-        after = file.read_bytes().strip()
+        if (saved := _read(file)) is None:
+            raise ConfigurationError(f"the editor left no file {file}: nothing was sent")
+        after = saved.strip()
         if not after or _same(before, after):
             return None
         try:
@@ -88,6 +90,14 @@ def _edited(app: App, letter: Letter, program: list[str], file: Path, before: by
                 raise ConfigurationError("nothing was sent") from error
         else:
             return after
+
+
+def _read(file: Path) -> bytes | None:
+    """Return what is in the file; None where the editor removed it."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _check(app: App, letter: Letter, body: bytes) -> None:

@@ -16,8 +16,8 @@ from pamqp import commands
 from bus import BusUnavailable, Event, Letter, Message, Reject, Service
 from bus.outcome import DeadLetter, Failure
 from bus.transport.memory import MemoryTransport
-from bus.transport.rabbitmq import compaction, stream
-from bus.transport.rabbitmq.channel import Channel, Received
+from bus.transport.rabbitmq import compaction, copies, stream
+from bus.transport.rabbitmq.channel import Channel, Parcel, Received
 from bus.transport.rabbitmq.desk import Desk
 from bus.transport.rabbitmq.fold import Noted, Row
 from bus.transport.rabbitmq.records import Entry
@@ -375,13 +375,51 @@ async def given_back(stage: Stage, queue: str, times: int) -> None:
 
 async def test_messages_without_an_id_that_expired_are_letters_of_their_own(stage: Stage) -> None:
     await stage.declare(shop())
-    for _ in range(2):
-        await stage.raw("order.placed", b'{"number": 1}', expiration=0.05)
+    await expire(stage, 2)
     found = await stage.letters("shop", 2)
     assert await listed(stage) == found
     await stage.transport.dead_letters.discard(found[0])
     await stage.transport.dead_letters.compact("shop")
     assert await listed(stage) == found[1:]
+
+
+async def expire(stage: Stage, count: int) -> None:
+    """Publish equal messages without an id that expire at once; no client of Python leaves the id out."""
+    flags, properties = copies.encode({"expiration": "0", "delivery_mode": 2})
+    parcel = Parcel("", "events", "order.placed", flags, properties, b'{"number": 1}')
+    await stage.transport.dead_letters._streams.store([parcel] * count)
+
+
+class CutOff(BaseException):
+    """The process is gone."""
+
+
+async def test_messages_without_an_id_that_come_to_both_generations_are_one_letter_each(
+    stage: Stage, vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded, kept = await buried(stage, 2)
+    await stage.transport.dead_letters.discard(discarded)
+
+    def cut_off(*_: object) -> None:
+        raise CutOff
+
+    # both are bound by then
+    with monkeypatch.context() as patched:
+        patched.setattr(compaction, "mark", cut_off)
+        with pytest.raises(CutOff):
+            await stage.transport.dead_letters.compact("shop")
+    await expire(stage, 3)
+    _, *expired = await stage.letters("shop", 4)
+    await stage.transport.dead_letters.discard(expired[1])
+    async with staged("rabbitmq", vhost) as other:
+        assert await other.transport.dead_letters.compact("shop") == (3, 2)
+        assert await listed(other) == await listed(stage) == [kept, expired[0], expired[2]]
+        await expire(other, 1)
+        *_, last = await other.letters("shop", 4)
+        await other.transport.dead_letters.discard(expired[0])
+        assert await other.transport.dead_letters.compact("shop") == (3, 1)
+        assert [letter.id for letter in await listed(other)] == [kept.id, expired[2].id, last.id]
+        assert last.id not in [letter.id for letter in expired]
 
 
 async def test_nested_headers_and_bytes_survive_a_compaction_and_a_file(stage: Stage, broker: Shared) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,6 +147,34 @@ async def test_what_waits_for_its_turn_meanwhile_keeps_it(ordered: bool) -> None
             task.cancel()
         await bus.settled()
     assert sorted(handled) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+async def test_a_stray_that_hits_a_suspect_before_its_turn_holds_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service("shop")
+    began, handled = list[int](), list[int]()
+    limit, struck = MemoryConsumer.limit, list[int]()
+
+    @service.on(Placed, concurrency=2)
+    async def work(placed: Placed) -> None:
+        began.append(placed.number)
+        await asyncio.sleep(10)
+        handled.append(placed.number)
+
+    async def slow(self: MemoryConsumer, unsettled: int) -> None:
+        if began and not struck:
+            struck.append(unsettled)
+            cancel_later(1)
+            await asyncio.sleep(60)
+        await limit(self, unsettled)
+
+    async with Tester(service) as bus:
+        await bus.publish(Placed(number=0), Placed(number=1))
+        for queue in bus.transport.queues.values():
+            queue.ready = deque(replace(stored, redelivered=10) for stored in queue.ready)
+        monkeypatch.setattr(MemoryConsumer, "limit", slow)
+        await bus.settled()
+    assert struck
+    assert sorted(handled) == [0, 1]
 
 
 class Slow(Played):

@@ -69,13 +69,12 @@ async def _carry_on(channel: Channel, desk: Desk, streams: Streams, names: Names
     await ask(channel, commands.Exchange.Declare(exchange=desk.stream(newest), exchange_type="fanout", durable=True))
     older = [generation for generation in desk.generations if generation < newest]
     for generation in older:
-        # what came to it is in the newest too, which was bound before
+        # what came to it after the cut is in the newest too, which was bound before
+        await desk.cut(generation)
         stream = desk.stream(generation)
         for exchange, key in letter_bindings(names, desk.service, stream):
             await ask(channel, commands.Queue.Unbind(queue=stream, exchange=exchange, routing_key=key))
-        if generation not in desk.fold.sealed:
-            await streams.store([mark(stream, SEAL)])
-    # but for what was routed to it alone before that, and is under way
+    # what was routed to it before that is on its way
     await asyncio.sleep(ROUTED_WITHIN)
     fold = await desk.look()
     if not fold.sealed.issuperset(older):

@@ -149,10 +149,13 @@ class RabbitMQDeadLetters:
             row = fold.rows.get(identity)
             if row is not None and fold.is_open(row):
                 return False
-            added = {KEY: identity.hex(), TURN: fold.next_turn(identity), ENTRY_KEY: key, TOKEN: self._make_token()}
+            token = self._make_token()
+            added = {KEY: identity.hex(), TURN: fold.next_turn(identity), ENTRY_KEY: key, TOKEN: token}
             added |= {OPERATOR: operator(), AT: clock.now().isoformat(), FAILED_AGAIN: _whole(packed)}
             added |= {LETTER: row.id} if row else {}
-            await desk.put(letter.message.id, *copies.carried(header, body, letter.message, letter.failure, added))
+            await desk.put(
+                letter.message.id, token, *copies.carried(header, body, letter.message, letter.failure, added)
+            )
         return True
 
     async def compact(self, service: str) -> tuple[int, int]:

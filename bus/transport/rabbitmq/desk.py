@@ -19,7 +19,7 @@ from ...errors import BusUnavailable, PublishRefused, Unroutable
 from ...message import Ids
 from ...outcome import Letter
 from .channel import LinkLost, Parcel
-from .fold import CLAIM, MARK, RELEASED, SEALED, TOKEN, Fold, Noted, Row
+from .fold import CLAIM, CUT, INTO, MARK, RELEASED, SEALED, TOKEN, Fold, Noted, Row
 from .records import Entry
 from .stream import Gone, Reader, Streams, mark
 from .topology import Names
@@ -30,6 +30,8 @@ ONE: Final = 20
 TRIES: Final = 8
 """How often a generation may go away while it is read."""
 SEAL: Final = {MARK: SEALED}
+HEARD_OUT: Final = 30.0
+"""Seconds that whoever takes a letter over waits for the mark of who had it; less where nothing is appended at all."""
 
 
 def operator() -> str:
@@ -57,7 +59,8 @@ class Desk:
         self._make_token = Ids()
         self._tail: Reader | None = None
         self._owed: dict[bytes, Noted] = {}
-        self._ours: dict[bytes, str] = {}
+        self._ours: dict[bytes, set[str]] = {}
+        """The claims of our own that may stand, and after which nothing was sent."""
         self.fold = self._anew()
 
     def stream(self, generation: int) -> str:
@@ -122,18 +125,24 @@ class Desk:
         """Begin to read each generation that is there, the newest last, or go on where it is read already."""
         tail, self._tail = self._tail, None
         readers: list[Reader] = []
-        for generation in range(0 if self.from_first else max(self.newest - 1, 0), self.newest + 1):
-            if tail is not None and tail.generation == generation and tail.alive:
-                readers.append(tail)
-                tail = None
-                continue
-            offset = max(self.fold.next.get(generation, 0) - 1, 0)
-            try:
-                readers.append(await self._streams.read(self.stream(generation), generation, offset))
-            except Gone:
-                pass  # it was compacted, or it never was
-        if tail is not None:
-            tail.close()
+        try:
+            for generation in range(0 if self.from_first else max(self.newest - 1, 0), self.newest + 1):
+                if tail is not None and tail.generation == generation and tail.alive:
+                    readers.append(tail)
+                    tail = None
+                    continue
+                offset = max(self.fold.next.get(generation, 0) - 1, 0)
+                try:
+                    readers.append(await self._streams.read(self.stream(generation), generation, offset))
+                except Gone:
+                    pass  # it was compacted, or it never was
+        except BaseException:
+            for reader in readers:
+                reader.close()
+            raise
+        finally:
+            if tail is not None:
+                tail.close()
         return readers
 
     async def _find_newest(self) -> None:
@@ -148,6 +157,7 @@ class Desk:
         try:
             while entries := await reader.more():
                 if entries[0].offset == row.offset:
+                    entries[0].nth = row.nth
                     return entries[0]
         finally:
             reader.close()
@@ -164,6 +174,7 @@ class Desk:
                 while left and (entries := await reader.more()):
                     for entry in entries:
                         if (found := left.pop(entry.offset, None)) is not None:
+                            entry.nth = found.nth
                             yield found, entry
             finally:
                 reader.close()
@@ -215,7 +226,10 @@ class Desk:
         sending = False
         try:
             parcel = copy(row, await self.entry(row), claim.token)
+            await self._require_ours(row, claim)
             sending = True
+            # from here on it may have been sent
+            self._ours.pop(row.key, None)
             await self._streams.store([parcel])
         except (Unroutable, PublishRefused):
             await self._release(claim)
@@ -225,7 +239,6 @@ class Desk:
             raise BusUnavailable(f"the dead letters of {self.service} are being compacted: try again", {}) from error
         except (BusUnavailable, ConnectionError, TimeoutError) as error:
             if not sending:
-                self._ours[row.key] = claim.token
                 raise
             raise BusUnavailable(
                 f"{error}; it may have been sent, and nobody can claim it for 5 minutes", {}
@@ -235,21 +248,64 @@ class Desk:
         for _ in range(TRIES):
             fold = self.fold
             if not fold.is_open(row):
-                raise LookupError(f"dead letter {row.id} of {self.service} is not open any more{_by(fold, row)}")
+                self._ours.pop(row.key, None)
+                raise self._refusal(row)
             if await self._sealed():
-                token = self._make_token()
-                at = clock.now()
-                claim = Noted(CLAIM, row.id, row.key, row.place, row.turn, operator(), at, token)
-                if await self._append(claim) and fold.is_open(row) and (holder := fold.claims.get(row.key)) is not None:
-                    if holder.token in (token, self._ours.get(row.key)):
+                claim = Noted(CLAIM, row.id, row.key, row.place, row.turn, operator(), clock.now(), self._make_token())
+                # it may be stored though nothing more is heard of it
+                ours = self._ours.setdefault(row.key, set())
+                ours.add(claim.token)
+                if await self._note(claim) and fold.is_open(row) and (holder := fold.claims.get(row.key)) is not None:
+                    if holder.token not in ours:
+                        del self._ours[row.key]
+                        raise self._refusal(row)
+                    ousted = fold.ousted.get(row.key)
+                    if ousted is None or ousted.token in ours or await self._heard_out(row, holder):
                         return claim._replace(token=holder.token)
-                    raise LookupError(
-                        f"dead letter {row.id} of {self.service} is being handled by somebody else: "
-                        f"{holder.operator} since {holder.at:%H:%M:%S} UTC"
-                    )
             await self.look()
             row = self.fold.rows.get(row.key, row)
         raise BusUnavailable(f"dead letter {row.id} of {self.service} could not be claimed", {})
+
+    def _refusal(self, row: Row) -> LookupError:
+        letter, holder = f"dead letter {row.id} of {self.service}", self.fold.claims.get(row.key)
+        if holder is None or not self.fold.is_open(row):
+            return LookupError(f"{letter} is not open any more{self.fold.closed_by(row)}")
+        return LookupError(
+            f"{letter} is being handled by somebody else: {holder.operator} since {holder.at:%H:%M:%S} UTC"
+        )
+
+    async def _require_ours(self, row: Row, claim: Noted) -> None:
+        """Raise LookupError where another took the letter over, because this process stood still."""
+        try:
+            while self._tail is not None and (entries := await self._tail.more()):
+                for entry in entries:
+                    self.fold.add(entry)
+        except Gone:
+            self.close()
+        if self._tail is None or self.newest in self.fold.sealed:
+            await self.look()
+        holder = self.fold.claims.get(row.key)
+        if holder is None or holder.token != claim.token:
+            self._ours.pop(row.key, None)
+            raise self._refusal(row)
+
+    async def _heard_out(self, row: Row, ours: Noted) -> bool:
+        """Wait for the mark of who had the letter before: that their claim is over is what two clocks say.
+
+        Return whether the letter is ours still.
+        """
+        fold, tail = self.fold, self._tail
+        try:
+            async with asyncio.timeout(HEARD_OUT):
+                while tail is not None and fold.claims.get(row.key) == ours:
+                    for entry in await tail.next():
+                        fold.add(entry)
+        except TimeoutError:
+            pass  # nothing came: it died
+        except Gone:
+            self.close()
+            return False
+        return fold.claims.get(row.key) == ours
 
     async def _sealed(self) -> bool:
         """Tell whether all that may be claimed in older generations was read; seal what a compaction left unsealed."""
@@ -265,61 +321,77 @@ class Desk:
     async def _close(self, done: Noted) -> None:
         """Append the mark to the newest generation: where that was sealed meanwhile, to the one after it too."""
         for _ in range(TRIES):
-            if await self._append(done) and self.newest not in self.fold.sealed:
+            if await self._note(done) and self.newest not in self.fold.sealed:
                 self._ours.pop(done.key, None)
                 return
             await self.look()
         raise BusUnavailable("the mark could not be stored", {})
 
-    async def put(self, id: str, flags: int, properties: bytes, body: bytes) -> None:
+    async def put(self, id: str, token: str, flags: int, properties: bytes, body: bytes) -> None:
         """Put an entry into the newest generation: where that was sealed meanwhile, into the one after it too."""
         for _ in range(TRIES):
-            generation = self.newest
-            try:
-                await self._streams.store(
-                    [Parcel(id, "", self.stream(generation), flags, properties, body, mandatory=True)]
+            stream = self.stream(self.newest)
+            if not self.generations:
+                raise Unroutable(
+                    f"there is no queue {stream!r}: start a worker of {self.service} once, which declares it", {}
                 )
-            except Unroutable as error:
-                if not self.generations:
-                    raise Unroutable(
-                        f"{error}: start a worker of {self.service} once, which declares it", {}
-                    ) from error
-            else:
-                if generation not in (await self.look()).sealed:
-                    return
-                continue
+            parcel = Parcel(id, "", stream, flags, properties, body, mandatory=True)
+            if await self._append(parcel, None, token) and self.newest not in self.fold.sealed:
+                return
             await self.look()
         raise BusUnavailable(f"the dead letters of {self.service} are being compacted: try again", {})
 
     async def _release(self, claim: Noted) -> None:
+        self._ours[claim.key] = {claim.token}
         try:
-            await self._append(claim._replace(kind=RELEASED))
+            if await self._note(claim._replace(kind=RELEASED)):
+                del self._ours[claim.key]
         except (BusUnavailable, ConnectionError, TimeoutError):
-            self._ours[claim.key] = claim.token
+            pass  # it stays ours
 
-    async def _append(self, noted: Noted) -> bool:
-        """Append a mark and read on to it; return False where the generation went away meanwhile."""
-        tail = self._tail
-        if tail is None:
+    async def _note(self, noted: Noted) -> bool:
+        return await self._append(mark(self.stream(self.newest), noted.headers()), noted.kind, noted.token)
+
+    async def _append(self, parcel: Parcel, kind: str | None, token: str) -> bool:
+        """Append an entry to the newest generation and read on to it; return False where that went away meanwhile."""
+        if (tail := self._tail) is None:
             return False
         try:
-            await self._streams.store([mark(tail.stream, noted.headers())])
-            while True:
-                for entry in (entries := await tail.next()):
-                    self.fold.add(entry)
-                if any(_is(entry, noted) for entry in entries):
-                    return True
+            await self._streams.store([parcel])
+            await self._read_to(tail, kind, token)
         except (Unroutable, Gone):
             self.close()
             return False
+        return True
+
+    async def _read_to(self, reader: Reader, kind: str | None, token: str) -> None:
+        while True:
+            for entry in (entries := await reader.next()):
+                self.fold.add(entry)
+            if any(_is(entry, kind, token) for entry in entries):
+                return
+
+    async def cut(self, generation: int) -> None:
+        """Say from where on what comes to an older generation is numbered alike in it and in the newest.
+
+        Everything before that is read then, the seal too: what is behind at the broker is waited for.
+        """
+        offset = max(self.fold.next.get(generation, 0) - 1, 0)
+        stream, token = self.stream(generation), self._make_token()
+        reader = await self._streams.read(stream, generation, offset)
+        try:
+            await self._streams.store([mark(stream, {**SEAL, TOKEN: token})])
+            await self._read_to(reader, SEALED, token)
+            if self.fold.cuts.get(generation, (0, ""))[0] > generation:
+                return  # done by a compaction that was cut off
+            told = {MARK: CUT, INTO: self.newest, TOKEN: token}
+            # the newest first: what it has before its cut came to the older one before that one's
+            await self._streams.store([mark(self.stream(self.newest), told)])
+            await self._streams.store([mark(stream, told)])
+            await self._read_to(reader, CUT, token)
+        finally:
+            reader.close()
 
 
-def _is(entry: Entry, noted: Noted) -> bool:
-    return entry.direct and (entry.headers.get(MARK), entry.headers.get(TOKEN)) == (noted.kind, noted.token)
-
-
-def _by(fold: Fold, row: Row) -> str:
-    closing = [mark for mark in fold.history(row) if mark.kind in ("replayed", "edited", "discarded")]
-    return (
-        f": {closing[-1].kind} by {closing[-1].operator} at {closing[-1].at:%Y-%m-%d %H:%M:%S} UTC" if closing else ""
-    )
+def _is(entry: Entry, kind: str | None, token: str) -> bool:
+    return entry.direct and (entry.headers.get(MARK), entry.headers.get(TOKEN)) == (kind, token)

@@ -7,6 +7,7 @@ the stream into the next while operators go on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 from ... import clock
 from ...outcome import Mark
-from . import copies
-from .records import Entry, known
+from . import copies, records
+from .records import Entry
 
 
 MARK: Final = "tidegate-letter-mark"
@@ -29,10 +30,11 @@ AT: Final = "tidegate-letter-at"
 TOKEN: Final = "tidegate-letter-token"
 TO: Final = "tidegate-letter-to"
 TO_PLACE: Final = "tidegate-letter-to-place"
+INTO: Final = "tidegate-letter-into"
 FAILED_AGAIN: Final = "tidegate-letter-failed-again"
 
 CLAIM, RELEASED, REPLAYED, EDITED, DISCARDED = "claim", "released", "replayed", "edited", "discarded"
-RESTORED, SEALED, LOOKED = "restored", "sealed", "looked"
+RESTORED, SEALED, LOOKED, CUT = "restored", "sealed", "looked", "cut"
 CLOSING: Final = (REPLAYED, EDITED, DISCARDED)
 CLAIM_LASTS: Final = timedelta(minutes=5)
 REMEMBERED: Final = timedelta(days=7)
@@ -73,6 +75,8 @@ class Row:
     worker: str
     turn: int = 0
     failed_again: int = 0
+    nth: str = ""
+    """Which of its equals it is, where it has no id."""
     carried: int = -1
     """The newest generation that it was carried into, with its id."""
     earlier: Row | None = None
@@ -89,12 +93,20 @@ class Fold:
     ids: dict[str, Row] = field(default_factory=dict)
     rows: dict[bytes, Row] = field(default_factory=dict)
     claims: dict[bytes, Noted] = field(default_factory=dict)
+    ousted: dict[bytes, Noted] = field(default_factory=dict)
+    """The claim before that of who has a letter now, where it was over by their clocks only."""
+    cuts: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """The last cut in each generation: into which one, and its token."""
     marks: dict[bytes, list[Noted]] = field(default_factory=dict)
     _closed: dict[bytes, int] = field(default_factory=dict)
     _latest: dict[bytes, Row] = field(default_factory=dict)
     _lineage: dict[bytes, bytes] = field(default_factory=dict)
     _tokens: dict[str, int] = field(default_factory=dict)
     """The newest generation in which each mark stands."""
+    _equals: dict[int, Counter[bytes]] = field(default_factory=dict)
+    """How many equal messages without an id came to each generation since its last cut."""
+    _unnamed: dict[int, list[bytes]] = field(default_factory=dict)
+    """The letters without an id of each generation."""
 
     def add(self, entry: Entry) -> None:
         """Take an entry; one that was taken before changes nothing."""
@@ -143,6 +155,13 @@ class Fold:
         told += [Mark(kind=_TOLD[m.kind], operator=m.operator, at=m.at, to=m.to) for m in noted]  # type: ignore[arg-type]
         return tuple(sorted(told, key=lambda mark: mark.at))
 
+    def closed_by(self, row: Row) -> str:
+        """Return who closed the letter, as the end of a sentence; nothing where that is not known."""
+        closing = [mark for mark in self.history(row) if mark.kind in CLOSING]
+        if not closing:
+            return ""
+        return f": {closing[-1].kind} by {closing[-1].operator} at {closing[-1].at:%Y-%m-%d %H:%M:%S} UTC"
+
     def kept(self, into: int) -> list[Noted]:
         """Return the marks that have to be carried into a generation: of open letters, live claims, the young ones."""
         since = clock.now() - REMEMBERED
@@ -164,6 +183,8 @@ class Fold:
         kind = entry.headers[MARK]
         if kind == SEALED:
             self.sealed.add(entry.generation)
+        if kind == CUT:
+            self._cut(entry)
         if kind not in _TOLD and kind != RELEASED:
             return
         mark = _noted(entry.headers)
@@ -173,11 +194,14 @@ class Fold:
             self._stands(mark, entry)
             if entry.generation not in self.sealed and (holder is None or mark.at - holder.at > CLAIM_LASTS):
                 self.claims[mark.key] = mark
+                self.ousted.pop(mark.key, None)
                 if holder is not None:
+                    self.ousted[mark.key] = holder
                     self.marks.setdefault(holder.place, []).append(holder)
         elif kind == RELEASED:
             if holder is not None and holder.token == mark.token:
                 del self.claims[mark.key]
+                self.ousted.pop(mark.key, None)
         elif self._stands(mark, entry):
             self._note(mark)
 
@@ -193,11 +217,36 @@ class Fold:
         if mark.kind in CLOSING:
             self._closed[mark.key] = max(mark.turn, self._closed.get(mark.key, -1))
             self.claims.pop(mark.key, None)
+            self.ousted.pop(mark.key, None)
         if mark.kind == EDITED:
             self._lineage[mark.to_place] = mark.place
 
+    def _cut(self, entry: Entry) -> None:
+        """Count anew from here, as the other generation does that gets the same: the n-th of equals is one letter."""
+        into = _whole(entry.headers.get(INTO))
+        if into == entry.generation:
+            # the older generation has what came before, and where it is gone, that was carried
+            for key in self._unnamed.pop(entry.generation, ()):
+                if (row := self.rows.pop(key, None)) is not None:
+                    del self.ids[row.id]
+                    self._latest.pop(row.place, None)
+        self.cuts[entry.generation] = into, str(entry.headers.get(TOKEN))
+        self._equals[entry.generation] = Counter()
+
+    def _number(self, entry: Entry, equals: bytes) -> bool:
+        """Number a message without an id among its equals; return False where the older generation has it."""
+        if (cut := self.cuts.get(entry.generation)) is None:
+            return entry.generation - 1 not in self.next
+        counted = self._equals[entry.generation]
+        counted[equals] += 1
+        entry.nth = f"{cut[1]}-{counted[equals]}"
+        return True
+
     def _letter(self, entry: Entry) -> None:
-        key, place, at, worker = known(entry, self.service, self.prefix)
+        equals = records.equals(entry)
+        if equals is not None and not self._number(entry, equals):
+            return
+        key, place, at, worker = records.known(entry, self.service, self.prefix)
         told = entry.headers if entry.direct else {}
         key = _digest(told.get(KEY), key)
         given = told.get(LETTER)
@@ -205,8 +254,10 @@ class Fold:
         if row is None:
             id = str(given) if given else f"{entry.generation}-{entry.offset}"
             before = self._latest.get(place)
-            row = Row(id, key, place, entry.generation, entry.offset, at, intern(worker), earlier=before)
+            row = Row(id, key, place, entry.generation, entry.offset, at, intern(worker), nth=entry.nth, earlier=before)
             self.rows[key] = self.ids[id] = self._latest[place] = row
+            if equals is not None:
+                self._unnamed.setdefault(entry.generation, []).append(key)
         if given:
             row.carried = max(row.carried, entry.generation)
         if given and given != row.id:

@@ -19,7 +19,7 @@ from ...message import (
     Message,
 )
 from ...outcome import Failure, Reason
-from . import copies, envelope
+from . import copies, envelope, wire
 from .channel import Received
 from .delay import PREFIX
 
@@ -41,7 +41,10 @@ REASONS: Final = frozenset(get_args(Reason))
 
 @dataclass(slots=True)
 class Entry:
-    """One entry of a generation's stream. `direct` says that a tool put it there, and not the fanout exchange."""
+    """One entry of a generation's stream. `direct` says that a tool put it there, and not the fanout exchange.
+
+    `nth` tells a message without an id from its equals; where nothing is said, its place in the stream does.
+    """
 
     generation: int
     offset: int
@@ -49,6 +52,7 @@ class Entry:
     received: Received
     key: str
     direct: bool
+    nth: str = ""
 
     @property
     def first_key(self) -> str:
@@ -126,14 +130,29 @@ def identity(message: Message, failure: Failure, headers: Mapping[str, Any]) -> 
     return digest(f"{place}\n{failure.last_failed_at.isoformat()}\n{once}"), digest(place)
 
 
+def equals(entry: Entry) -> bytes | None:
+    """Return what all equal messages without an id have in common; None for whatever has one."""
+    headers = entry.headers
+    id, made = headers.get(ID), headers.get(MADE_ID)
+    if entry.direct or (id and type(id) is str) or isinstance(made, str):
+        return None
+    raw, body = entry.original
+    if not envelope.decode(raw, body, entry.key, ours=False).message.id_made_up:
+        return None
+    told = {name: value for name, value in headers.items() if name != copies.STREAM_OFFSET}
+    properties = {**wire.properties(entry.received.header), "headers": sorted(told.items())}
+    return digest(repr((entry.key, sorted(properties.items()), blake2b(body).digest())))
+
+
 def digest(text: str) -> bytes:
     """Return a short name for a text, alike in every process."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def _id_of(entry: Entry, body: bytes) -> str:
-    # the broker gave up on a message without an id: where it stands tells it from another of equal bytes
-    return blake2b(f"{entry.generation}-{entry.offset}\n".encode() + body, digest_size=16).hexdigest()
+    # the broker gave up on a message without an id
+    nth = entry.nth or f"{entry.generation}-{entry.offset}"
+    return blake2b(f"{nth}\n".encode() + body, digest_size=16).hexdigest()
 
 
 def _failure(entry: Entry, service: str, queue: str, at: datetime) -> Failure:

@@ -103,7 +103,8 @@ class Streams:
                 if error.code == 404:
                     return False
                 raise
-            channel.leave()
+            finally:
+                channel.leave()
             return True
 
     async def store(self, parcels: Sequence[Parcel]) -> None:
@@ -151,6 +152,9 @@ class Streams:
             except ChannelClosed as error:
                 if error.code == 404:
                     raise Gone(stream) from error
+                raise
+            except asyncio.CancelledError:
+                reader.close()
                 raise
             return reader
 

@@ -57,6 +57,8 @@ class Suspects:
         self._make_token = Ids()
         self._begun: dict[str, set[str]] = {}
         self._next: int | str = "first"
+        self._anew = False
+        """Whether the stream may be another one of its name: its offsets begin again."""
         self._reading = asyncio.Lock()
         self._refused = False
 
@@ -105,19 +107,22 @@ class Suspects:
         except Unroutable:
             # declared when it is first needed: most services never have a suspect
             await self._declare()
+            self._anew = True
             await self._store([mark])
 
     async def _read_to(self, key: str, token: str) -> None:
         """Read on until a mark of this token was seen, by whoever read it."""
         if token in self._begun.get(key, ()):
             return
+        if self._anew:
+            self._anew, self._next, self._begun = False, "first", {}
         try:
             async with asyncio.timeout(READ_WITHIN):
                 link = await self._supervisor.link()
                 channel = await link.channel()
                 inbox: asyncio.Queue[Received | None] = asyncio.Queue()
                 channel.on_delivery = inbox.put_nowait
-                channel.on_end = lambda: inbox.put_nowait(None)
+                channel.on_end = channel.on_cancelled = lambda: inbox.put_nowait(None)
                 try:
                     await channel.rpc(commands.Basic.Qos(prefetch_count=PREFETCH))
                     offset: dict[str, Any] = {"x-stream-offset": self._next}
@@ -126,15 +131,23 @@ class Suspects:
                         channel.settle(wire.delivered(received.method)[0])
                         if self._fold(wire.properties(received.header).get("headers", {})) == token:
                             return
-                    raise BusUnavailable(f"{self._stream}: the connection was lost while reading: {channel.error}", {})
+                    self._anew = self._anew or channel.error is None
+                    why = channel.error or "the stream was deleted"
+                    raise BusUnavailable(f"{self._stream}: its marks could not be read on: {why}", {})
                 finally:
-                    channel.on_delivery, channel.on_end = lambda _: None, lambda: None
+                    channel.on_delivery, channel.on_end, channel.on_cancelled = (
+                        lambda _: None,
+                        lambda: None,
+                        lambda: None,
+                    )
                     channel.leave()
         except ChannelClosed as error:
             if error.code == 403:
                 raise AccessRefused(f"{self._stream}: {error.text}") from error
             raise BusUnavailable(f"{self._stream}: {error}", {}) from error
         except (ConnectionError, TimeoutError) as error:
+            # an entry that is stored and does not come stands before where it is looked for, in a stream that is new
+            self._anew = self._anew or isinstance(error, TimeoutError)
             raise BusUnavailable(f"{self._stream}: its marks could not be read: {error!r}", {}) from error
 
     def _fold(self, headers: dict[str, Any]) -> str:

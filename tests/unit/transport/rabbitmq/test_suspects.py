@@ -11,8 +11,8 @@ import pytest
 
 from bus import Message
 from bus.clock import now
-from bus.errors import DeliveryLost
-from bus.transport.rabbitmq import copies, wire
+from bus.errors import BusUnavailable, DeliveryLost, Unroutable
+from bus.transport.rabbitmq import copies, suspects, wire
 from bus.transport.rabbitmq.channel import ChannelClosed, Parcel
 from bus.transport.rabbitmq.delivery import RabbitMQDelivery
 from bus.transport.rabbitmq.suspects import BEGUN, KEY, TOKEN, Suspects
@@ -32,15 +32,22 @@ class Played:
         """When the next marks are confirmed; at once, where nothing is said."""
         self.read = asyncio.Event()
         self.error: ConnectionError | None = None
+        self.there = True
 
     async def store(self, parcels: Sequence[Parcel]) -> None:
+        if not self.there:
+            raise Unroutable("there is no queue 'sick.suspects'", {})
         for parcel in parcels:
             properties = bytes(12) + parcel.flags.to_bytes(2, "big") + parcel.properties
             self.marks.append(wire.properties(properties)["headers"])
         if self.confirms:
             await self.confirms.pop(0).wait()
 
-    async def declare(self) -> None: ...
+    async def declare(self) -> None:
+        self.there = True
+
+    def deleted(self) -> None:
+        self.marks, self.there = [], False
 
     def worker(self) -> Suspects:
         return Suspects(self, "sick.suspects", "sick.retry", self.store, self.declare)  # type: ignore[arg-type]
@@ -185,3 +192,29 @@ async def test_marks_of_another_version_are_read_over() -> None:
     played = Played()
     played.marks = [{KEY: "work one", TOKEN: "old", BEGUN: True}, {KEY: 7}, {}]
     assert await delivery(played.worker()).begin() == 0
+
+
+async def test_a_stream_that_was_deleted_is_read_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspects, "READ_WITHIN", 0.05)
+    played = Played()
+    worker = played.worker()
+    for run in ("a", "b", "c"):
+        await worker.begin("work one", run)
+        await worker.end("work one", run)
+    assert await worker.begin("work other", "died") == 0
+    played.deleted()
+    assert await worker.begin("work other", "d") == 0
+    assert await worker.begin("work other", "e") == 1
+
+
+async def test_a_stream_that_another_declared_again_is_read_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspects, "READ_WITHIN", 0.05)
+    played = Played()
+    worker, other = played.worker(), played.worker()
+    for run in ("a", "b", "c", "d"):
+        await worker.begin("work one", run)
+    played.deleted()
+    assert await other.begin("work one", "e") == 0
+    with pytest.raises(BusUnavailable, match="could not be read"):
+        await worker.begin("work one", "f")
+    assert await worker.begin("work one", "f") == 1
