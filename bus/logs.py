@@ -13,6 +13,8 @@ from structlog.typing import EventDict, WrappedLogger
 
 
 NAME: Final = "tidegate"
+NOISY: Final = ("aio_pika", "aiormq", "asyncio")
+"""Libraries of which a program hears warnings alone, as they tell of each frame or of nothing."""
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -36,7 +38,8 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: 
     """Configure structlog for a program that is a worker: JSON lines, or text that is pleasant to read on a terminal.
 
     `level` is debug, info, warning or error; `format` is json, text or auto (text on a terminal). Where several
-    processes write to one place, each line tells its `process`, and is one write, so that it is never torn.
+    processes write to one place, each line tells its `process`, and is one write, so that it is never torn. What the
+    program logs by `logging` is written alike, unless it has configured that itself.
     """
     text = format == "text" or (format == "auto" and stream.isatty())
     processors: list[structlog.typing.Processor] = [
@@ -63,6 +66,9 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: 
     if not logging.root.handlers:
         # what libraries warn of would stand between the lines as it is
         logging.root.addHandler(Others())
+        logging.root.setLevel(level.upper())
+        for library in NOISY:
+            logging.getLogger(library).setLevel(logging.WARNING)
 
 
 class Others(logging.Handler):
