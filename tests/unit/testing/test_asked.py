@@ -108,6 +108,13 @@ async def test_what_happened_can_be_looked_at_afterwards() -> None:
     assert (bus.published(Freed), len(bus.handled(follow)), bus.dead_letters()) == ([Freed()], 1, [])
 
 
+async def test_what_publishes_is_tested_alone_with_a_service_that_handles_nothing() -> None:
+    async with Tester(Service("nobody")) as bus:
+        await bus.publish(Booked())
+        await bus.settled()
+        assert bus.published(Booked) == [Booked()]
+
+
 async def test_a_tester_that_did_not_start_is_closed() -> None:
     service = Service("broken")
 
