@@ -149,6 +149,17 @@ def test_a_wrong_setting_stops_every_command_in_a_line(
     assert run(*arguments, "--help", of=stall(own)).exit_code == 0
 
 
+@pytest.mark.parametrize("arguments", [["dead", "list"], ["topology"]], ids=str)
+@pytest.mark.usefixtures("transport")
+def test_a_setting_that_is_none_is_told_by_what_needs_a_broker(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("BUS_GRACES", "3")
+    done = run(*arguments)
+    assert done.exit_code == 0
+    assert done.stderr == "BUS_GRACES is no setting of Tidegate; did you mean BUS_GRACE?\n"
+
+
 def test_what_a_module_raises_is_told_in_any_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = Written(tmp_path, monkeypatch)
     packages.write(raising="import os\n\nos.environ['NO_SUCH_NAME']\n")
