@@ -38,8 +38,7 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: 
     """Configure structlog for a program that is a worker: JSON lines, or text that is pleasant to read on a terminal.
 
     `level` is debug, info, warning or error; `format` is json, text or auto (text on a terminal). Where several
-    processes write to one place, each line tells its `process`, and is one write, so that it is never torn. What the
-    program logs by `logging` is written alike, unless it has configured that itself.
+    processes write to one place, each line tells its `process`, and is one write, so that it is never torn.
     """
     text = format == "text" or (format == "auto" and stream.isatty())
     processors: list[structlog.typing.Processor] = [
