@@ -78,6 +78,8 @@ class App:
         """
         from . import health
 
+        if settings is None:
+            environment.warn_of_unknown()
         chosen = settings or environment.read()
         chosen = chosen if chosen.url else replace(chosen, url="memory://")
         hosted, stop = self.chosen(*services), stop or asyncio.Event()

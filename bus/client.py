@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from . import settings as environment
 from .clock import Seconds, span
 from .context import until
-from .errors import ConfigurationError, RequestFailed, RequestTimeout, Undecodable, UnknownVersion
+from .errors import ConfigurationError, RequestFailed, RequestTimeout, Undecodable, UnknownVersion, Unroutable
 from .event import Event, decode, type_of
 from .message import Ids, Message, Outgoing, check_address, check_id, wrap
 from .settings import Settings
@@ -62,7 +62,12 @@ class Bus:
         if to is not None:
             check_address(to)
         wait = until(delay, at)
-        await self._transport.publish([Outgoing(message, wait, required, to) for message in messages])
+        try:
+            await self._transport.publish([Outgoing(message, wait, required, to) for message in messages])
+        except Unroutable as error:
+            if to is None:
+                raise
+            raise Unroutable(f"there is no queue {to!r}, so nothing was sent to it", error.fates) from None
         return [message.id for message in messages]
 
     async def request(self, event: Event, reply: type[A], *, timeout: Seconds) -> A:
@@ -181,6 +186,8 @@ def connect_sync(
 
 def _chosen(url: str | None, settings: Settings | None) -> Settings:
     """Return the settings with this URL; no frame keeps it, for tracebacks that show locals would show its password."""
+    if settings is None:
+        environment.warn_of_unknown()
     chosen = settings or environment.read()
     return chosen if url is None else replace(chosen, url=url)
 
@@ -196,9 +203,9 @@ def transport(settings: Settings) -> AbstractAsyncContextManager[Transport]:
         from .transport.rabbitmq import RabbitMQTransport
 
         return RabbitMQTransport.open(settings)
+    wrong = f"{scheme!r} is no transport" if scheme else "there is no amqp:// in front of it"
     raise ConfigurationError(
-        f"BUS_URL: {scheme or 'no scheme'!r} is no transport; a URL is amqp://user:password@host/vhost, amqps://…, or "
-        "memory:// for tests"
+        f"BUS_URL: {wrong}; a URL is amqp://user:password@host/vhost, amqps://…, or memory:// for tests"
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
-from traceback import extract_tb
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import ConfigurationError
 from .event import Event, Events
+from .importing import imported
 from .service import Service
 
 
@@ -57,27 +57,18 @@ def _with_subclasses(cls: type[Event]) -> Iterator[type[Event]]:
 
 
 def _modules(package: str, setting: str) -> Iterator[ModuleType]:
-    try:
-        root = _module(package, setting)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigurationError(
-            f"{setting}={package!r}: there is no such package; run the program from the folder that holds it"
-        ) from error
+    root = imported(package, setting)
     yield root
-    for info in pkgutil.iter_modules(getattr(root, "__path__", ()), f"{package}."):
-        yield from _modules(info.name, setting)
+    for name in _below(getattr(root, "__path__", ())):
+        yield from _modules(f"{package}.{name}", setting)
 
 
-def _module(name: str, setting: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except SystemExit as error:
-        code = "" if error.code is None else repr(error.code)
-        frames = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
-        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-        raise ConfigurationError(
-            f"{setting}: the import of {name} ended the program with exit({code}){place}; what a module does only as a "
-            'program belongs under `if __name__ == "__main__":`'
-        ) from error
+def _below(folders: Iterable[str]) -> Iterator[str]:
+    """Return the names of the modules and packages in folders; a folder is one without `__init__.py`, too."""
+    yield from (known := dict.fromkeys(info.name for info in pkgutil.iter_modules(folders)))
+    plain = {path.name for folder in map(Path, folders) if folder.is_dir() for path in folder.iterdir() if _plain(path)}
+    yield from sorted(plain - known.keys())
+
+
+def _plain(path: Path) -> bool:
+    return path.is_dir() and path.name.isidentifier() and next(path.rglob("*.py"), None) is not None

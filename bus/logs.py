@@ -13,6 +13,8 @@ from structlog.typing import EventDict, WrappedLogger
 
 
 NAME: Final = "tidegate"
+NOISY: Final = ("aio_pika", "aiormq", "asyncio")
+"""Libraries of which a program hears warnings alone, as they tell of each frame or of nothing."""
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -63,6 +65,9 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: 
     if not logging.root.handlers:
         # what libraries warn of would stand between the lines as it is
         logging.root.addHandler(Others())
+        logging.root.setLevel(level.upper())
+        for library in NOISY:
+            logging.getLogger(library).setLevel(logging.WARNING)
 
 
 class Others(logging.Handler):

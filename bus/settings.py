@@ -125,3 +125,12 @@ def unknown(environment: Mapping[str, str] = os.environ) -> list[str]:
             near = difflib.get_close_matches(given, known, 1)
             lines.append(f"{name} is no setting of Tidegate" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
     return lines
+
+
+def warn_of_unknown() -> None:
+    """Log a warning for each `BUS_` name of the environment that is no setting."""
+    # not above: who only reads settings needs no structlog
+    from .logs import logger
+
+    for line in unknown():
+        logger().warning("unknown setting", told=line)

@@ -23,7 +23,7 @@ LAYERS = (
     {"transport.memory", "transport.memory_letters", "transport.memory_topology", "transport.rabbitmq"},
     {"context", "resources", "ordering", "store", "wrapped", "provided", "runs"},
     {"service"},
-    {"middleware", "failure", "answers"},
+    {"middleware", "failure", "answers", "importing"},
     {"deploys", "idempotency", "calling"},
     {"delivery", "client"},
     {"subscriber", "lanes", "ordered", "opening"},

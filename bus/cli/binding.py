@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from .. import settings
 from ..app import App
 from ..errors import ConfigurationError
 from .errors import explained
@@ -34,6 +35,7 @@ def bound(command: Callable[..., Any], app: App) -> Callable[..., None]:
     given = (app,) if takes_app else ()
 
     def work(options: dict[str, Any]) -> object:
+        settings.read()  # whatever a command needs of them: a wrong value stops it
         returned = command(*given, **options)
         return asyncio.run(returned) if inspect.iscoroutine(returned) else returned
 

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import get_args
 
 from .. import clock
 from ..app import App
 from ..errors import ConfigurationError
-from ..outcome import Letter
+from ..outcome import Letter, Reason
 from ..transport import DeadLetters
 from .span import span
 
@@ -41,6 +42,14 @@ class Choice:
         named = {self.service} if self.service else {id.rpartition("/")[0] for id in self.ids}
         return [service.name for service in app.chosen(*(() if "" in named else sorted(filter(None, named))))]
 
+    def require_handler(self, app: App) -> None:
+        """Raise ConfigurationError, where no letter is meant, for a handler that the app does not have either."""
+        names = [handler.subscription_name for service in app.services for handler in service.handlers]
+        if self.handler is not None and all(self.handler not in (each, each.partition(".")[2]) for each in names):
+            raise ConfigurationError(
+                f"no letter matches, and there is no handler {self.handler!r}; there are {', '.join(names)}"
+            )
+
     def require(self, found: Sequence[str]) -> None:
         """Raise LookupError for an id that none of the found names has, ConfigurationError for one of several."""
         for id in sorted(self.ids):
@@ -69,7 +78,9 @@ def choice(
     reason: str | None,
     older_than: str | None,
 ) -> Choice:
-    """Return the choice that a command line makes; raises ConfigurationError for a span that is none."""
+    """Return the choice that a command line makes; raises ConfigurationError for a reason or span that is none."""
+    if reason is not None and reason not in get_args(Reason):
+        raise ConfigurationError(f"--reason {reason!r}: there are {', '.join(get_args(Reason))}")
     older = None if older_than is None else span("--older-than", older_than)
     return Choice(frozenset(ids or ()), service, handler, type, reason, older)
 
@@ -94,6 +105,8 @@ async def select(app: App, dead: DeadLetters, chosen: Choice) -> Selection:
         found.names[name(letter)] = None
         found.places[f"{letter.service}.{letter.handler}"] += 1
     chosen.require(list(found.names))
+    if not found.names:
+        chosen.require_handler(app)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -26,7 +26,9 @@ from .span import rate as seconds_apart
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Of this service only.")]
 HandlerOption = Annotated[str | None, typer.Option("--handler", help="Of this handler only.")]
 TypeOption = Annotated[str | None, typer.Option("--type", help="Of events of this type only.")]
-ReasonOption = Annotated[Reason | None, typer.Option("--reason", help="With this reason only.")]
+ReasonOption = Annotated[
+    str | None, typer.Option("--reason", help=f"With this reason only: {', '.join(get_args(Reason))}.")
+]
 OlderOption = Annotated[
     str | None, typer.Option("--older-than", help="That last failed longer ago than this, such as 30m, 2h or 7d.")
 ]
@@ -80,6 +82,8 @@ async def _list(app: App, chosen: Choice, *, closed: bool, as_json: bool) -> Non
                 before = ","
             else:
                 listing.add(letter)
+    if before == "[" and not listing.count:
+        chosen.require_handler(app)
     if as_json:
         typer.echo("[]" if before == "[" else "\n]")
     else:

@@ -76,7 +76,7 @@ def _change(plan: Migration, was: Any, will: Any) -> str:
 
 
 class Shown:
-    """Tells each step once, and now and then how many messages were moved."""
+    """Tells each step once, and now and then how many messages were moved in it."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -86,7 +86,8 @@ class Shown:
         """Tell a step, or how far it is."""
         if what not in self._told:
             self._told.add(what)
+            self._moved = moved
             tell(f"migrate: {what}")
         elif moved - self._moved >= LINE_EACH:
             self._moved = moved
-            tell(f"migrate: {moved} messages moved")
+            tell(f"migrate: {what}: {moved} messages")

@@ -41,6 +41,8 @@ async def _export(app: App, lines: IO[bytes], chosen: Choice) -> int:
             lines.write(orjson.dumps(await dead.packed(letter)) + b"\n")
             names.append(name(letter))
         chosen.require(names)
+        if not names:
+            chosen.require_handler(app)
     return len(names)
 
 

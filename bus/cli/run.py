@@ -56,8 +56,7 @@ def run(
     if supervised is not None:
         return _supervised(app, service or (), settings, supervised)
     logs.configure(settings.log_level, settings.log_format, process=SUPERVISOR if isolate else "")
-    for line in environment.unknown():
-        logs.logger().warning("unknown setting", told=line)
+    environment.warn_of_unknown()
     if isolate:
         return supervise(settings, service or (), group or ())
     if group:

@@ -27,12 +27,17 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest_asyncio.fixture
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Tester]:
     """A Tester of the services that the test's `@pytest.mark.bus(…)` names."""
+    from ..errors import ConfigurationError
     from .tester import Tester
 
     mark = request.node.get_closest_marker("bus")
     if mark is None:
         pytest.fail("the `bus` fixture needs @pytest.mark.bus(service, …), which names the services", pytrace=False)
-    async with Tester(*mark.args, **mark.kwargs) as tester:
+    try:
+        made = Tester(*mark.args, **mark.kwargs)
+    except ConfigurationError as error:
+        pytest.fail(f"@pytest.mark.bus(…): {error}", pytrace=False)
+    async with made as tester:
         yield tester
 
 

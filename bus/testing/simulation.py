@@ -63,11 +63,12 @@ def simulate(build: Build, scenario: Scenario, *, seeds: Iterable[int] = range(1
         faults = chosen(Random(f"faults {each}"), calm.counts)
         ran = _run(build, scenario, each, faults)
         if ran.error is not None:
-            raise SimulationFailed(_told(build, scenario, each, faults, ran)) from ran.error
+            told, ran = _told(build, scenario, each, faults, ran)
+            raise SimulationFailed(told) from ran.error
 
 
-def _told(build: Build, scenario: Scenario, seed: int, faults: tuple[Fault, ...], ran: Ran) -> str:
-    """Return what a failure is told by: of a run that fails again, with as few faults as can be found in time."""
+def _told(build: Build, scenario: Scenario, seed: int, faults: tuple[Fault, ...], ran: Ran) -> tuple[str, Ran]:
+    """Return what a failure is told by, and its run: one that fails again, with as few faults as are found in time."""
     again = _run(build, scenario, seed, faults)
     notes = _threads(ran)
     if again.error is None:
@@ -83,7 +84,7 @@ def _told(build: Build, scenario: Scenario, seed: int, faults: tuple[Fault, ...]
         if not fewer and _run(build, scenario, 0, ()).error is not None:
             what = f"it fails without any fault by this time, though it passed at first. {OUTSIDE}"
     assert ran.error is not None
-    return report(seed, build, scenario, what, ran.error, ran.story, notes)
+    return report(seed, build, scenario, what, ran.error, ran.story, notes), ran
 
 
 def _listed(faults: tuple[Fault, ...]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final, Self, TypeVar
 from ..client import Bus
 from ..clock import Seconds, span
 from ..discovery import named
-from ..errors import TidegateError
+from ..errors import ConfigurationError, TidegateError
 from ..event import Event, Events, decode
 from ..idempotency import Unit
 from ..message import Message, Outgoing
@@ -26,6 +26,7 @@ from ..settings import Settings
 from ..transport import Delivery
 from ..transport.memory import MemoryTransport
 from ..worker import Worker
+from .asked import Outside, check_begun, check_event_class, check_handler, check_inside, check_services
 from .generation import Generation, generations
 from .virtual_time import VirtualTime
 
@@ -70,6 +71,7 @@ class Tester(Bus):
         middleware: Sequence[Middleware] = (),
         settings: Settings | None = None,
     ) -> None:
+        check_services(services)
         check(services, resources or {})
         self.transport = MemoryTransport()
         self.settings = settings or Settings()
@@ -78,6 +80,7 @@ class Tester(Bus):
         self.resources: dict[Key, Any] = {Bus: self, **(resources or {})}
         self.middleware = wraps("Tester()", middleware)
         self._events = named(services)
+        self._outside: Outside = "before"
         self._random = Random(0)
         self._scope = ExitStack()
         self._running: Counter[Handler] = Counter()
@@ -96,15 +99,19 @@ class Tester(Bus):
         self._at_step: Callable[[], asyncio.Future[None] | None] = lambda: None
 
     async def __aenter__(self) -> Self:
+        if self._outside != "before":
+            raise ConfigurationError("a Tester is entered once: make another by Tester(…)")
         self._time = VirtualTime(lambda: self._at_work > 0)
         self._time.stands = self._clock_stands
         self._scope.enter_context(self._time.installed())
         self._scope.enter_context(generations())
         self.transport.on_sent = self._note_sent
         self.transport.on_settled = self._news.set
+        self._outside = None
         try:
             await self._start()
         except BaseException:
+            self._outside = "after"
             self._scope.close()
             raise
         return self
@@ -121,6 +128,7 @@ class Tester(Bus):
                     await generation.dispose()
             await self.transport.aclose()
         finally:
+            self._outside = "after"
             self._scope.close()
         if error is not None:
             error.add_note(self.story())
@@ -151,6 +159,7 @@ class Tester(Bus):
 
         As `Bus.request`: a RequestTimeout comes without a wait.
         """
+        check_inside("request(…)", self._outside)
         with self._time.jumping():
             return await super().request(event, reply, timeout=timeout)
 
@@ -160,6 +169,7 @@ class Tester(Bus):
         Raises NotSettled after `within` real seconds, after so many `deliveries`, or when the clock stands: it names
         the handlers that are busy, and why.
         """
+        check_inside("settled()", self._outside)
         most = len(self._runs) + deliveries
         self._stands = False
         with self._time.jumping(within=span(within).total_seconds()):
@@ -173,6 +183,7 @@ class Tester(Bus):
 
     async def advance(self, by: Seconds) -> None:
         """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later."""
+        check_inside("advance(…)", self._outside)
         loop = asyncio.get_running_loop()
         until = loop.time() + span(by).total_seconds()
         with self._time.jumping(until=until):
@@ -186,6 +197,7 @@ class Tester(Bus):
 
         No code of the old one runs any more, not even a `finally`. Resources of the services are opened anew.
         """
+        check_inside("crash()", self._outside)
         assert self._generation is not None
         self._generation.abandon()
         self.transport.crash()
@@ -204,15 +216,19 @@ class Tester(Bus):
 
         Raises ConfigurationError for a name that is not there. A pause ends with `resume` or `crash`.
         """
+        check_inside("pause(…)", self._outside)
         self.worker.pause(name)
         self._news.set()
 
     def resume(self, name: str) -> None:
         """End the pause of a service, or of one handler of it. Raises as `pause`."""
+        check_inside("resume(…)", self._outside)
         self.worker.resume(name)
 
     def published(self, kind: type[E]) -> list[E]:
         """Return the events of a class, or of a base's subclasses, that were published so far, in order."""
+        check_event_class(kind, self._events)
+        check_begun("published(…)", self._outside)
         events = Events([kind, *self._events])
         classes = {str(cls.__schema__.type): cls for cls in events.concrete(kind)}
         return [
@@ -224,14 +240,23 @@ class Tester(Bus):
     def handled(self, handler: Callable[..., Any]) -> list[Message]:
         """Return the messages that the handler is done with, in the order in which it finished.
 
-        A duplicate that was not run, because it was completed before, is not among them.
+        A duplicate that was not run, because it was completed before, is not among them. Raises ConfigurationError
+        for what is no handler of the services here.
         """
+        check_handler(handler, self.services)
+        check_begun("handled(…)", self._outside)
         done = (run for run in self._runs if isinstance(run.outcome, Ack) and not run.known)
-        return [run.message for run in done if run.handler.function is handler]
+        return [run.message for run in done if run.handler.function == handler]
 
     def dead_letters(self) -> list[Letter]:
         """Return the open dead letters of all services, oldest first."""
+        check_begun("dead_letters()", self._outside)
         return self.transport.dead_letters.open()
+
+    def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
+        """Return the event as the message that `publish` would send; raises MessageTooLarge."""
+        check_inside("publish(…)", self._outside)
+        return super().message(event, id=id, headers=headers)
 
     def story(self) -> str:
         """Return what was published, handled and raised so far, a line each, in its order."""

@@ -121,7 +121,7 @@ async def test_p3_required_raises_where_nobody_subscribes(stage: Stage) -> None:
 
 
 async def test_p3_an_address_that_is_no_queue_is_unroutable(stage: Stage) -> None:
-    with pytest.raises(Unroutable):
+    with pytest.raises(Unroutable, match=r"there is no queue 'nobody\.here'"):
         await stage.bus.publish(Placed(), to="nobody.here")
 
 

@@ -180,6 +180,16 @@ async def test_the_environment_decides_where_nothing_else_is_said(
         await app().run(stop=stop)
 
 
+async def test_a_setting_that_is_none_is_warned_of(
+    written: Written, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BUS_GRACES", "3")
+    for settings, told in ((Settings(), 0), (None, 1)):
+        with pytest.raises(ConfigurationError, match="there is no service 'nobody'"):
+            await app().run("nobody", settings=settings)
+        assert caplog.text.count("BUS_GRACES is no setting of Tidegate; did you mean BUS_GRACE?") == told
+
+
 async def test_a_cancelled_app_ends_at_once(written: Written, shared: list[Settings]) -> None:
     task = asyncio.ensure_future(app().run(settings=Settings()))
     await asyncio.sleep(0.01)

@@ -121,6 +121,25 @@ async def test_of_events_of_which_one_is_too_large_none_is_sent(transport: Recor
     assert transport.published == []
 
 
+async def test_a_queue_that_is_not_there_is_named() -> None:
+    bus = Bus(MemoryTransport(), Settings(), "/test")
+    with pytest.raises(Unroutable, match=r"there is no queue 'nosuch', so nothing was sent to it \(7 unroutable\)"):
+        await bus.publish(Placed(), to="nosuch", id="7")
+    with pytest.raises(Unroutable, match=r"no queue wants 'order\.placed'"):
+        await bus.publish(Placed(), required=True)
+
+
+async def test_a_program_that_connects_is_warned_of_settings_that_are_none(
+    transport: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BUS_PUBLISH_TIME", "3")
+    told = "event=unknown setting told=BUS_PUBLISH_TIME is no setting of Tidegate; did you mean BUS_PUBLISH_TIMEOUT?"
+    async with connect("memory://"), connect("memory://", settings=Settings()):
+        assert caplog.messages == [told]
+    with connect_sync("memory://"):
+        assert caplog.messages == [told, told]
+
+
 async def test_a_program_connects_by_a_url_and_names_itself(transport: Recording) -> None:
     async with connect("memory://", source="/script") as bus:
         await bus.publish(Placed())
@@ -161,10 +180,10 @@ async def test_without_a_url_there_is_no_silent_memory_bus(url: str | None) -> N
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("localhost", "'no scheme'"),
-        ("memory", "'no scheme'"),
-        ("localhost:5672", "'no scheme'"),
-        ("user:hunter2@host", "'no scheme'"),
+        ("localhost", "BUS_URL: there is no amqp:// in front of it; a URL is amqp://user"),
+        ("memory", "BUS_URL: there is no amqp:// in front of it; a URL is amqp://user"),
+        ("localhost:5672", "BUS_URL: there is no amqp:// in front of it; a URL is amqp://user"),
+        ("user:hunter2@host", "BUS_URL: there is no amqp:// in front of it; a URL is amqp://user"),
         ("http://user:hunter2@host", "'http'"),
         ("amqp://user:hunter2@[::1/", "BUS_URL: "),
         ("amqp://user:hunter2@host:port/", "BUS_URL: "),

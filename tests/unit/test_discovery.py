@@ -95,11 +95,86 @@ def test_a_package_that_is_not_there_is_told_by_its_setting(written: Written, pa
         discovery.services(package)
 
 
+RAISED = "from os import path\n\ndef need():\n    raise RuntimeError('no database\\n\\nset one')\n\nneed()\n"
+
+
 @pytest.mark.parametrize("where", ["broken__", "broken__module", "broken__deep__", "broken__deep__module"])
-def test_what_a_module_raises_when_it_is_imported_is_raised(written: Written, where: str) -> None:
-    written.write(**{"broken__": "", where: "import some_library_that_is_not_installed"})
-    with pytest.raises(ModuleNotFoundError, match="some_library_that_is_not_installed"):
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (
+            "import not_installed",
+            "ModuleNotFoundError: No module named 'not_installed'\n  {file}:1, in <module>: import not_installed\n",
+        ),
+        ("x = 1\ndef f(:\n", "SyntaxError: invalid syntax ({name}.py, line 2)\n  {file}:2: def f(:\n"),
+        (
+            "import json\njson.loads('?')",
+            "JSONDecodeError: Expecting value: line 1 column 1 (char 0)\n  {file}:2, in <module>: json.loads('?')\n",
+        ),
+        (
+            RAISED,
+            (
+                "RuntimeError: no database\n  set one\n  {file}:6, in <module>: need()\n"
+                "  {file}:4, in need: raise RuntimeError('no database\\n\\nset one')\n"
+            ),
+        ),
+    ],
+)
+def test_what_a_module_raises_is_told_with_the_lines_of_it_alone(
+    written: Written, tmp_path: Path, where: str, code: str, told: str
+) -> None:
+    written.write(**{"broken__": "", where: code})
+    *folders, last = where.split("__")
+    file = tmp_path.joinpath(*folders, f"{last or '__init__'}.py")
+    with pytest.raises(ConfigurationError) as raised:
         discovery.services("broken")
+    module = where.rstrip("_").replace("__", ".")
+    assert str(raised.value) == (
+        f"services: the import of {module} failed: {told.format(file=file, name=file.stem)}"
+        f"`python -c 'import {module}'` shows the whole traceback"
+    )
+
+
+def test_the_innermost_lines_are_told_relative_to_the_folder_in_which_the_program_runs(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written.write(broken__="def f(n):\n    return f(n - 1) if n else 1 / 0\n\nf(9)\n")
+    with pytest.raises(ConfigurationError) as raised:
+        discovery.services("broken")
+    _, *places, _ = str(raised.value).splitlines()
+    assert places == ["  broken/__init__.py:2, in f: return f(n - 1) if n else 1 / 0"] * 5
+
+
+def test_an_app_that_is_installed_among_the_libraries_has_its_lines_told(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.importing.LIBRARIES", (f"{tmp_path}/",))
+    written.write(broken__="import not_installed")
+    with pytest.raises(ConfigurationError, match=r"broken/__init__\.py:1, in <module>: import not_installed"):
+        discovery.services("broken")
+
+
+def test_a_mistake_of_a_module_is_told_with_its_line(written: Written, tmp_path: Path) -> None:
+    written.write(wrong__a="from bus import Service\n\nService('Upper')\n")
+    with pytest.raises(ConfigurationError, match="service 'Upper': a name has") as raised:
+        discovery.services("wrong")
+    assert raised.value.problems[-1] == f"  {tmp_path}/wrong/a.py:3, in <module>: Service('Upper')"
+    written.write(placed__a="from bus import Service\n\n@Service('s').on('#', retry=3)\ndef f(message): ...\n")
+    with pytest.raises(ConfigurationError, match=r"a\.py:3\): retry=3") as raised:
+        discovery.services("placed")
+    assert len(raised.value.problems) == 1
+
+
+def test_a_folder_is_looked_into_without_an_init_file_too(written: Written, tmp_path: Path) -> None:
+    written.write(plain__=SERVICE.format("top"), plain__kept__deep__inner=SERVICE.format("deep"))
+    for folder in ("kept", "kept/deep"):
+        (tmp_path / "plain" / folder / "__init__.py").unlink()
+    (tmp_path / "plain" / "kept.txt").touch()
+    for folder in ("no-name", "nothing"):
+        (tmp_path / "plain" / folder).mkdir()
+    (tmp_path / "plain" / "no-name" / "script.py").write_text("raise SystemExit(1)")
+    assert [service.name for service in discovery.services("plain")] == ["deep", "top"]
 
 
 EVENTS = """

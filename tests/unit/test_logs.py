@@ -53,6 +53,16 @@ def test_the_library_writes_to_its_hosts_logging_and_configures_nothing(caplog: 
     assert not structlog.is_configured()
 
 
+@pytest.fixture
+def _levels() -> Iterator[None]:
+    loggers = [logging.root, *map(logging.getLogger, logs.NOISY)]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("_levels")
 def test_what_libraries_log_is_a_line_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
     stream = Terminal()
@@ -62,11 +72,30 @@ def test_what_libraries_log_is_a_line_like_any_other(monkeypatch: pytest.MonkeyP
     assert (told["event"], told["level"], told["logger"]) == ("it was\ncancelled", "warning", "aiormq")
 
 
+@pytest.mark.usefixtures("_levels")
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [("debug", ["debug", "info", "warning"]), ("info", ["info", "warning"]), ("warning", ["warning"])],
+)
+def test_the_level_is_that_of_what_handlers_log_too(
+    monkeypatch: pytest.MonkeyPatch, level: str, told: list[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    stream = Terminal()
+    logs.configure(level, "json", stream)
+    for name in ("shop.payment", "aiormq.connection", "aio_pika", "asyncio"):
+        for each in (logging.DEBUG, logging.INFO, logging.WARNING):
+            logging.getLogger(name).log(each, "charged")
+    lines = [json.loads(line) for line in stream.written.splitlines()]
+    assert [line["level"] for line in lines if line["logger"] == "shop.payment"] == told
+    assert [line["level"] for line in lines if line["logger"] != "shop.payment"] == ["warning"] * 3
+
+
 def test_what_the_host_makes_of_its_logging_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = logging.NullHandler()
+    own, level = logging.NullHandler(), logging.root.level
     monkeypatch.setattr(logging.root, "handlers", [own])
-    logs.configure("info", "json", Terminal())
-    assert logging.root.handlers == [own]
+    logs.configure("debug", "json", Terminal())
+    assert (logging.root.handlers, logging.root.level) == ([own], level)
 
 
 def test_a_hosts_own_structlog_is_used_where_there_is_one() -> None:

@@ -202,9 +202,14 @@ class Moving:
                 near = clock()
 
     async def _mover(self, source: str, key: str) -> Mover:
+        done = 0
+
         def moved(count: int) -> None:
-            self._moved += count
-            self._tell(f"moves what was in {source}" if count else f"stores what was in {source}", self._moved)
+            nonlocal done
+            done += count
+            # each is moved aside and back, or arrives aside and comes back: it is counted once
+            self._moved += count if key == BACK else 0
+            self._tell(f"moves what was in {source}" if count else f"stores what was in {source}", done)
 
         into = self._back, self._key(key)
         return await Mover.open(self._link, source, into, self._names, self._subscription, moved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -22,6 +23,7 @@ from bus import (
 )
 from bus.cli import command_line
 
+from ..packages import Written
 from .conftest import HERE, Run
 
 
@@ -127,6 +129,49 @@ def test_a_bug_keeps_its_traceback(run: Run, bug: Exception) -> None:
     with pytest.raises(type(bug)) as raised:
         run("fail", of=stall(fail))
     assert raised.value is bug
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["services"], ["run"], [], ["dead", "list"], ["topology"], ["publish", "stall.ordered", "{}"], ["own"]],
+    ids=str,
+)
+def test_a_wrong_setting_stops_every_command_in_a_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    def own() -> None:
+        typer.echo("it ran")
+
+    monkeypatch.setenv("BUS_GRACE", "abc")
+    done = run(*arguments, of=stall(own))
+    told = "BUS_GRACE='abc': it must be a number of seconds above 0\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", told)
+    assert run(*arguments, "--help", of=stall(own)).exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [["dead", "list"], ["topology"]], ids=str)
+@pytest.mark.usefixtures("transport")
+def test_a_setting_that_is_none_is_told_by_what_needs_a_broker(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("BUS_GRACES", "3")
+    done = run(*arguments)
+    assert done.exit_code == 0
+    assert done.stderr == "BUS_GRACES is no setting of Tidegate; did you mean BUS_GRACE?\n"
+
+
+def test_what_a_module_raises_is_told_in_any_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = Written(tmp_path, monkeypatch)
+    packages.write(raising="import os\n\nos.environ['NO_SUCH_NAME']\n")
+    for arguments in (["services"], ["run"]):
+        done = run(*arguments, of=App("stall", events="raising", services="raising"))
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-3:] == [
+            "services: the import of raising failed: KeyError: 'NO_SUCH_NAME'",
+            f"  {tmp_path}/raising.py:3, in <module>: os.environ['NO_SUCH_NAME']",
+            "`python -c 'import raising'` shows the whole traceback",
+        ]
+    packages.forget()
 
 
 def test_an_unknown_command_or_option_exits_2(run: Run) -> None:

@@ -81,7 +81,21 @@ def test_filters_narrow_what_is_listed(run: Run, bury: Bury, filters: list[str],
     [
         (["--service", "bar"], "there is no service 'bar'; there are kitchen, till"),
         (["--older-than", "yesterday"], "--older-than 'yesterday': it takes"),
-        (["--reason", "bad luck"], "--reason"),
+        (
+            ["--reason", "bad luck"],
+            (
+                "--reason 'bad luck': there are exhausted, rejected, expired, undecodable, unknown-type, "
+                "unknown-version, too-large, crash, hops, broker\n"
+            ),
+        ),
+        (
+            ["--handler", "chrge"],
+            (
+                "no letter matches, and there is no handler 'chrge'; there are kitchen.cook, till.charge, till.note, "
+                "till.audit\n"
+            ),
+        ),
+        (["--handler", "kitchen.charge", "--json"], "there is no handler 'kitchen.charge'; there are kitchen.cook"),
     ],
 )
 def test_a_filter_that_cannot_be_meant_exits_2(
@@ -90,6 +104,16 @@ def test_a_filter_that_cannot_be_meant_exits_2(
     done = run("dead", "list", *filters)
     assert (done.exit_code, done.stdout) == (2, "")
     assert told in done.stderr
+
+
+def test_a_handler_that_is_gone_from_the_code_is_asked_about_while_it_has_letters(run: Run, bury: Bury) -> None:
+    bury(handler="fry")
+    assert ids(run, "--handler", "fry") == ["0-0"]
+    assert ids(run, "--handler", "kitchen.fry") == ["0-0"]
+    for command in (["replay", "--yes"], ["discard", "--yes"], ["export", "-"], ["list"]):
+        done = run("dead", *command, "--handler", "frie")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "no letter matches, and there is no handler 'frie'" in done.stderr
 
 
 def test_show_prints_everything(run: Run, bury: Bury) -> None:

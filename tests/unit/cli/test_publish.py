@@ -101,6 +101,7 @@ def test_the_options_reach_the_bus(run: Run, sent: list[Outgoing], transport: Me
     assert "mine unroutable" in refused.stderr
     lost = run("publish", "stall.ordered", SOUP, "--to", "nowhere")
     assert lost.exit_code == 1
+    assert "there is no queue 'nowhere'" in lost.stderr
     assert sent == []
     done = run("publish", "stall.ordered", SOUP, "--delay", "2m", "--id", "mine")
     assert (done.exit_code, done.stdout) == (0, "mine\n")

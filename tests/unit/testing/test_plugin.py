@@ -80,9 +80,24 @@ async def test_it(bus):
     assert "shop.place gave up (exhausted): ValueError: unlucky" in told, told
 
 
-def test_the_fixture_without_the_mark_says_what_to_do(tmp_path: Path) -> None:
-    told = session(tmp_path, "async def test_it(bus): ...\n", "auto")
+def test_a_mark_that_names_no_service_is_told_in_a_line(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+async def test_none(bus): ...
+
+@pytest.mark.bus()
+async def test_empty(bus): ...
+
+@pytest.mark.bus("shop")
+async def test_text(bus): ...
+""",
+        "auto",
+    )
     assert "needs @pytest.mark.bus(service" in told, told
+    assert "@pytest.mark.bus(…): Tester() hosts no service" in told, told
+    assert "@pytest.mark.bus(…): Tester(…) takes services, and 'shop' is a text: give the service itself" in told, told
+    assert ("tester.py" in told, "3 errors" in told) == (False, True), told
 
 
 def test_another_event_loop_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -229,6 +229,17 @@ def test_of_a_long_story_the_faults_are_shown_and_what_happened_around_them() ->
     assert [line[0] for line in (lines[0], lines[marked + 4])] == ["…", "…"]
 
 
+def test_the_error_that_pytest_shows_is_that_of_the_report() -> None:
+    async def counts(bus: Any) -> None:
+        await one(bus)
+        faults = sum(line.startswith("!") for line in bus.trace.lines())
+        assert bus.resources[Seen] == [1], f"with {faults} faults"
+
+    with pytest.raises(SimulationFailed, match="AssertionError: with 1 faults") as failed:
+        simulate(prices, counts)  # by its seed 0, four faults before any is left out
+    assert str(failed.value.__cause__).startswith("with 1 faults")
+
+
 def test_of_a_long_error_twenty_lines_are_told() -> None:
     async def fails(bus: Tester) -> None:
         await one(bus)
@@ -275,7 +286,7 @@ def no_coroutine(bus: Tester) -> None:
         (lambda: simulate(prices, one, seed="x"), "a seed must be a whole number, not 'x'"),  # type: ignore[arg-type]
         (lambda: simulate(prices, nothing), "published nothing"),
         (lambda: simulate(prices, unheard), "nothing that was published has a handler"),
-        (lambda: simulate(Tester, one), "Tester without services"),
+        (lambda: simulate(Tester, one), r"Tester\(\) hosts no service"),
     ],
 )
 def test_a_call_that_proves_nothing_is_refused_with_what_is_wanted(call: Callable[[], None], told: str | None) -> None:

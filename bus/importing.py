@@ -1,0 +1,76 @@
+"""Imports a module of the app: what it raises is told in a few lines, with the lines of the user's code alone."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sysconfig
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import Final
+
+from .errors import ConfigurationError, TidegateError
+from .failure import described
+
+
+MOST_PLACES: Final = 5
+"""Lines of code that are shown of those that led to an error: the innermost."""
+MACHINERY: Final = ("<frozen ", *(str(Path(file).parent) + os.sep for file in (__file__, importlib.__file__)))
+"""Files of Tidegate itself and of Python's import: no line of theirs tells a user anything."""
+PLACED: Final = re.compile(r"\(.*\.py:\d+\)")
+LIBRARIES: Final = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def imported(name: str, setting: str) -> ModuleType:
+    """Return a module of the package that a setting names; raise ConfigurationError for whatever its import raises."""
+    try:
+        return importlib.import_module(name)
+    except SystemExit as error:
+        code = "" if error.code is None else repr(error.code)
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.name == "<module>"]
+        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        raise ConfigurationError(
+            f"{setting}: the import of {name} ended the program with exit({code}){place}; what a module does only as a "
+            'program belongs under `if __name__ == "__main__":`'
+        ) from error
+    except ConfigurationError as error:
+        # a mistake of a handler is told with the handler's place already
+        raise ConfigurationError(*error.problems, *([] if PLACED.search(str(error)) else _places(error))) from error
+    except TidegateError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigurationError(
+                f"{setting}={name!r}: there is no such package; run the program from the folder that holds it"
+            ) from error
+        raise ConfigurationError(_told(name, setting, error)) from error
+
+
+def _told(name: str, setting: str, error: Exception) -> str:
+    told, *more = [line for line in described(error).splitlines() if line.strip()]
+    return "\n".join(
+        [
+            f"{setting}: the import of {name} failed: {told}",
+            *(f"  {line}" for line in more),
+            *_places(error),
+            f"`python -c 'import {name}'` shows the whole traceback",
+        ]
+    )
+
+
+def _places(error: Exception) -> list[str]:
+    """Return the user's lines of code that led to an error, the innermost last."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(MACHINERY)]
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    # an app that is installed lies among the libraries
+    lines = [f"  {_short(frame.filename)}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in own or frames]
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        lines.append(f"  {_short(error.filename)}:{error.lineno}: {(error.text or '').strip()}")
+    return lines[-MOST_PLACES:]
+
+
+def _short(name: str) -> str:
+    path = Path(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
