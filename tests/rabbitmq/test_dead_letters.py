@@ -271,20 +271,6 @@ async def test_a_compaction_unbinds_the_older_generation_as_a_worker_bound_it(
             await dead.publish(aio_pika.Message(b"{}", delivery_mode=2), "shop.reserve")
 
 
-async def test_nothing_is_erased_where_a_generation_cannot_be_read_to_its_end(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    letters = await buried(stage, 2)
-    await stage.transport.dead_letters.discard(letters[0])
-    # the seal is stored, and is not among what is read
-    monkeypatch.setattr(compaction, "SEAL", stream.LOOK)
-    with pytest.raises(BusUnavailable, match="cannot be read to their end now, so none was erased: run it again"):
-        await stage.transport.dead_letters.compact("shop")
-    monkeypatch.undo()
-    assert await listed(stage) == letters[1:]
-    assert await stage.transport.dead_letters.compact("shop") == (1, 1)
-
-
 async def test_a_worker_that_starts_after_a_compaction_uses_the_new_generation(stage: Stage) -> None:
     first, second = await buried(stage, 2)
     await stage.transport.dead_letters.discard(first)
