@@ -16,7 +16,8 @@ from anyio.from_thread import start_blocking_portal
 
 from .endpoint import Answer, Reply, Request, listening, wanted
 from .errors import ConfigurationError
-from .metrics import text
+from .logs import Lines
+from .metrics import Metric, text
 from .middleware import breaker
 from .watchdog import Watchdog
 from .worker import MOVING, PAUSED, Worker
@@ -24,6 +25,7 @@ from .worker import MOVING, PAUSED, Worker
 
 WITHIN: Final = 1.5
 """Seconds that the worker's loop has to say whether it is ready; what stands for so long is known to be blocked."""
+LOST: Final = "Log lines that could not be written: the disk is full, or nobody reads them any more."
 
 
 @asynccontextmanager
@@ -99,7 +101,8 @@ class Health:
 
     def metrics(self) -> Answer:
         """Return the numbers; in any thread."""
-        return Answer(200, text(self.watchdog.metrics()))
+        lost = Metric("tidegate_log_lines_lost_total", "counter", LOST, [({}, float(Lines.lost))])
+        return Answer(200, text([*self.watchdog.metrics(), lost]))
 
     def tell_blocked(self, reply: Reply) -> None:
         """Answer that the worker is not ready, and who blocks its loop, if anybody does; in any thread."""

@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import sys
-from typing import Any, Final, TextIO
+import threading
+from typing import Any, ClassVar, Final, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -34,13 +35,15 @@ def logger() -> Any:
     )
 
 
-def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: str = "") -> None:
+def configure(level: str, format: str, stream: TextIO | None = sys.stderr, *, process: str = "") -> None:
     """Configure structlog for a program that is a worker: JSON lines, or text that is pleasant to read on a terminal.
 
     `level` is debug, info, warning or error; `format` is json, text or auto (text on a terminal). Where several
-    processes write to one place, each line tells its `process`, and is one write, so that it is never torn.
+    processes write to one place, each line tells its `process`, and is one write, so that it is never torn. What cannot
+    be written is lost, and whoever logs goes on: see `Lines`.
     """
-    text = format == "text" or (format == "auto" and stream.isatty())
+    terminal = stream is not None and stream.isatty()
+    text = format == "text" or (format == "auto" and terminal)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -49,17 +52,16 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: 
     ]
     if process:
         processors.append(_of(process))
-    factory: Any
     if text:
-        processors += [escape_control, structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=12)]
-        factory = structlog.WriteLoggerFactory(stream)
+        processors += [escape_control, structlog.dev.ConsoleRenderer(colors=terminal, pad_event_to=12)]
+        processors.append(_encoded(stream))
     else:
         processors.append(structlog.processors.JSONRenderer(_as_json))
-        factory = structlog.BytesLoggerFactory(stream.buffer)
+    lines = Lines(stream)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=factory,
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
     if not logging.root.handlers:
@@ -68,6 +70,37 @@ def configure(level: str, format: str, stream: TextIO = sys.stderr, *, process: 
         logging.root.setLevel(level.upper())
         for library in NOISY:
             logging.getLogger(library).setLevel(logging.WARNING)
+
+
+class Lines:
+    """A logger that writes lines to a stream. One that cannot be written is lost, and counted: nobody fails for it.
+
+    A full disk, a terminal that was closed and a reader that has gone stop no worker, and keep no signal from it. It
+    writes below the stream's buffer, which would keep what failed, and fail again when the program ends.
+    """
+
+    lost: ClassVar[int] = 0
+    """Lines that this process could not write."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._raw: Any = None if stream is None else getattr(stream.buffer, "raw", stream.buffer)
+        self._lock = threading.Lock()
+        self._torn = False
+
+    def msg(self, line: bytes) -> None:
+        """Write a line, whatever becomes of it; never behind a part of another one."""
+        with self._lock:
+            left = memoryview((b"\n" if self._torn else b"") + line + b"\n")
+            try:
+                while left and self._raw is not None and (written := self._raw.write(left)):
+                    left, self._torn = left[written:], written < len(left)
+            except (OSError, ValueError):
+                pass  # there is nowhere to tell it
+            if left:
+                Lines.lost += 1
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 class Others(logging.Handler):
@@ -102,6 +135,15 @@ def _of(process: str) -> structlog.typing.Processor:
         return fields
 
     return name
+
+
+def _encoded(stream: TextIO | None) -> structlog.typing.Processor:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def encode(_: WrappedLogger, __: str, line: Any) -> bytes:
+        return str(line).encode(encoding, "backslashreplace")
+
+    return encode
 
 
 def _as_json(fields: EventDict, **_: Any) -> bytes:

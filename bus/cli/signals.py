@@ -22,8 +22,8 @@ def stop_on_signals(stop: asyncio.Event, log: Any, event: str, at_once: Callable
     signals = 0
 
     def begin() -> None:
-        log.info(event, told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
         stop.set()
+        log.info(event, told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
 
     def signalled(_: int, __: FrameType | None) -> None:
         nonlocal signals

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Final
 
 from ..endpoint import Answer, Request
@@ -64,8 +65,10 @@ class Supervised:
         try:
             self._read()
         finally:
-            logger().error("supervisor gone", told="nobody would start this process again: it stops")
             os.kill(os.getpid(), signal.SIGTERM)
+            with suppress(RuntimeError):  # no thread can be had
+                # a log that nobody reads on holds up whoever writes to it
+                threading.Thread(target=_tell_gone, name="supervisor gone", daemon=True).start()
             time.sleep(self._grace + MARGIN)
             os._exit(1)
 
@@ -83,6 +86,10 @@ class Supervised:
                     self.tell(id=asked["id"], status=answer.status, body=answer.body)
         except OSError:
             return  # reset: the supervisor is gone
+
+
+def _tell_gone() -> None:
+    logger().error("supervisor gone", told="nobody would start this process again: it stops")
 
 
 def threadsafe(health: Health) -> Callable[[Request], Answer]:

@@ -380,6 +380,7 @@ async def test_while_the_loop_is_blocked_metrics_and_readiness_say_so_and_livene
     _, ready, metrics = heard
     assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
     assert "test_health.py" in ready.json()["blocked"]["at"]
+    assert re.search(r"^tidegate_log_lines_lost_total \d+$", metrics.text, re.MULTILINE)
     found = re.search(r"^tidegate_loop_blocked_seconds{.*} (.+)$", metrics.text, re.MULTILINE)
     assert found is not None and float(found[1]) > 0
     assert [answer.status_code for answer in alive] == [200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -197,6 +198,58 @@ def test_plain_text_stays_as_it_is(text: str) -> None:
 def test_only_texts_are_escaped() -> None:
     fields = {"event": "a\tb", "count": 3, "none": None, "plain": "x"}
     assert logs.escape_control(None, "info", fields) == {"event": r"a\tb", "count": 3, "none": None, "plain": "x"}
+
+
+def log_into(stream: Any, format: str, *lines: str) -> int:
+    """Log lines, the last one by `logging`, and return how many were lost."""
+    before = logs.Lines.lost
+    logs.configure("info", format, stream)
+    for line in lines[:-1]:
+        logs.logger().info(line)
+    logging.getLogger("aiormq").warning(lines[-1])
+    return logs.Lines.lost - before
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_lines_that_nobody_reads_any_more_are_lost_and_whoever_logs_goes_on(
+    monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as stream:
+        assert log_into(stream, format, "ack", "retry", "it was cancelled") == 3
+    assert log_into(None, format, "ack", "it was cancelled") == 2
+
+
+class Disk(io.RawIOBase):
+    """A disk with little room."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = bytes(data[: self.room])
+        self.room -= len(taken)
+        self.written += taken
+        return len(taken)
+
+
+def test_a_line_stands_alone_that_follows_those_for_which_there_was_no_room() -> None:
+    for room in range(300):
+        disk = Disk(room)
+        logs.configure("info", "json", io.TextIOWrapper(io.BufferedWriter(disk)))
+        logs.logger().info("ack")
+        logs.logger().info("retry")
+        disk.room = 1000
+        logs.logger().info("dead letter")
+        assert json.loads(disk.written.splitlines()[-1])["event"] == "dead letter"
 
 
 MANY = """
