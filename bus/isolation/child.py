@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from ..endpoint import Answer
@@ -18,6 +20,7 @@ WITHIN: Final = 1.0
 """Seconds that a process has to answer."""
 LONGEST: Final = 2**22
 """Bytes of the longest line that a process may tell."""
+MOST_SHOWN: Final = 100
 
 
 class Child:
@@ -37,8 +40,7 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send it a signal; nothing happens where it has ended."""
-        if self._process.returncode is None:
-            self._process.send_signal(number)
+        _signal(self._process, number)
 
     async def ask(self, method: str, path: str) -> Answer | None:
         """Return its answer; None where it gives none in time, or does not answer yet."""
@@ -62,15 +64,38 @@ class Child:
             async for line in reader:
                 if not line.endswith(b"\n"):
                     return  # it was killed while it told something
-                said = json.loads(line)
-                if "id" not in said:
-                    self.told |= said
-                elif (asked := self._asked.get(said["id"])) is not None and not asked.done():
-                    asked.set_result(Answer(said["status"], said["body"]))
+                self._hear(json.loads(line))
         except ConnectionError:
             return
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             logger().error("process not understood", pid=self.pid, error=str(error))
+
+    def _hear(self, said: Any) -> None:
+        match said:
+            case {"id": int(number), "status": int(status), "body": str() | dict() as body}:
+                if (asked := self._asked.get(number)) is not None and not asked.done():
+                    asked.set_result(Answer(status, body))
+            case {"answering": True}:
+                self.told["answering"] = True
+            case {"started": int(handlers)}:
+                self.told["started"] = handlers
+            case {"mistake": list(lines)} if _texts(lines):
+                self.told["mistake"] = lines
+            case {"handlers": dict(known)} if all(map(_texts, known.values())):
+                self.told["handlers"] = known
+            case _:
+                raise ValueError(f"no worker says {str(said)[:MOST_SHOWN]}")
+
+
+def _signal(process: asyncio.subprocess.Process, number: int) -> None:
+    if process.returncode is None:
+        # not by Python's send_signal, which may take the exit status away from whoever waits for it
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def _texts(said: Any) -> bool:
+    return isinstance(said, list) and all(isinstance(each, str) for each in said)
 
 
 @asynccontextmanager
@@ -104,6 +129,5 @@ async def spawned(name: str, command: Sequence[str]) -> AsyncIterator[Child]:
                     reading.cancel()
                     writer.close()
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            _signal(process, signal.SIGKILL)
+            await process.wait()

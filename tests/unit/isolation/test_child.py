@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
+import threading
 from contextlib import AbstractAsyncContextManager
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -52,7 +57,24 @@ place.answering(unable)
 place.tell(started=1)
 time.sleep(60)
 """
-PROGRAMS = {"unable": UNABLE, "torn": TORN, "babbling": BABBLING, "steady": STEADY}
+STUCK = """
+import os, sys, time
+from bus.isolation.supervised import Supervised
+
+ours, theirs = os.pipe()
+os.dup2(theirs, 2)
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, b"x" * 4096)
+except BlockingIOError:
+    os.set_blocking(2, True)
+place = Supervised("stuck", int(sys.argv[-1].rpartition("=")[2]), 60)
+place.tell(started=1)
+time.sleep(600)
+"""
+QUICK = "raise SystemExit(0)"
+PROGRAMS = {"quick": QUICK, "unable": UNABLE, "torn": TORN, "babbling": BABBLING, "steady": STEADY}
 
 
 def start(name: str, _: object) -> AbstractAsyncContextManager[Child]:
@@ -104,3 +126,61 @@ async def test_a_process_goes_on_that_cannot_answer_a_question() -> None:
                 await asyncio.sleep(0.02)
         answers = [await child.ask("GET", "/readyz") for _ in range(2)]
     assert [answer.status for answer in answers if answer is not None] == [500, 500]
+
+
+ODD = {
+    "a number": b"1",
+    "null": b"null",
+    "a list": b"[]",
+    "an odd id": b'{"id": []}',
+    "no status": b'{"id": 0}',
+    "an odd body": b'{"id": 0, "status": 200, "body": 1}',
+    "an odd mistake": b'{"mistake": 5}',
+    "odd lines of a mistake": b'{"mistake": [5]}',
+    "odd handlers": b'{"handlers": 1}',
+    "odd names of handlers": b'{"handlers": {"kitchen": 1}}',
+    "two at once": b'{"started": 1, "mistake": 5}',
+    "too deep": b"[" * 100_000,
+    "no text": b"\xff",
+}
+
+
+@pytest.mark.parametrize("line", ODD.values(), ids=list(ODD))
+async def test_what_nobody_understands_ends_nobody(line: bytes) -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(line + b"\n")
+    reader.feed_eof()
+    child = Child(cast("Any", SimpleNamespace(pid=4711)), cast("Any", None))
+    await child.read(reader)
+    assert child.told.keys() <= {"started"}
+
+
+async def test_a_process_that_ends_while_it_is_signalled_has_its_own_exit_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait, signalled = os.waitpid, threading.Event()
+
+    def later(pid: int, options: int) -> tuple[int, int]:
+        signalled.wait(WITHIN)
+        return wait(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", later)
+    async with start("quick", None) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        child.signal(signal.SIGTERM)
+        signalled.set()
+        assert await child.ended() == 0
+
+
+def test_a_process_whose_log_is_read_no_further_stops_with_its_supervisor() -> None:
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-c", STUCK, f"--supervised=stuck={theirs.fileno()}"]
+    with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        ours.settimeout(WITHIN)
+        assert b"started" in ours.recv(100)
+        ours.close()
+        try:
+            assert process.wait(WITHIN) == -signal.SIGTERM
+        finally:
+            process.kill()
