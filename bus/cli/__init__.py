@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from . import dead, publish, run, services, topology
 from .binding import bound
 from .errors import explained
+from .leaving import flush
 
 
 OWN: Final[dict[str, Callable[..., Any]]] = {
@@ -29,7 +30,10 @@ def main(app: App) -> None:
     def work() -> None:
         command_line(app)()
 
-    sys.exit(explained(work))
+    try:
+        sys.exit(explained(work))
+    finally:
+        flush()
 
 
 def command_line(app: App) -> typer.Typer:

@@ -37,7 +37,10 @@ def bound(command: Callable[..., Any], app: App) -> Callable[..., None]:
     def work(options: dict[str, Any]) -> object:
         settings.read()  # whatever a command needs of them: a wrong value stops it
         returned = command(*given, **options)
-        return asyncio.run(returned) if inspect.iscoroutine(returned) else returned
+        done = asyncio.run(returned) if inspect.iscoroutine(returned) else returned
+        # here, so that a reader that has gone is noticed while somebody can still keep quiet about it
+        typer.echo(nl=False)
+        return done
 
     @wraps(command)
     def call(**options: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import typer
@@ -33,8 +33,6 @@ def explained(work: Callable[[], object], told: Callable[[str], None] | None = N
     say = told or tell
     try:
         code = work()
-        # here, so that a reader that has gone is noticed while somebody can still keep quiet about it
-        sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
@@ -64,9 +62,10 @@ def code_of(error: BaseException) -> int | None:
 
 
 def tell(text: str) -> None:
-    """Write lines to standard error, with control characters escaped."""
-    for line in text.splitlines():
-        typer.echo(escape(line), err=True)
+    """Write lines to standard error, with control characters escaped; what cannot be written is lost."""
+    with suppress(OSError):  # the exit code tells all the same
+        for line in text.splitlines():
+            typer.echo(escape(line), err=True)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -15,7 +15,8 @@ from ..isolation.child import Child, spawned
 from ..isolation.supervisor import Supervisor, meaning
 from ..isolation.whole import Whole, answering
 from ..settings import Settings, check_name
-from .errors import tell
+from .errors import explained, tell
+from .leaving import leaving
 from .signals import stop_on_signals
 
 
@@ -58,7 +59,7 @@ def supervise(settings: Settings, chosen: Sequence[str], groups: Sequence[str]) 
         return code
 
     with asyncio.Runner() as runner:
-        return runner.run(work())
+        return leaving(lambda: explained(lambda: runner.run(work())))
 
 
 def own_command() -> list[str]:

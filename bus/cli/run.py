@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from .. import client, clock, logs
+from .. import client, logs
 from .. import settings as environment
 from ..app import App
 from ..errors import ConfigurationError
@@ -21,6 +19,7 @@ from ..service import Service
 from ..settings import Settings
 from ..watchdog import watching
 from .errors import MISTAKE, explained, tell
+from .leaving import flush, leaving
 from .signals import stop_on_signals
 
 
@@ -32,8 +31,6 @@ MEMORY: Final = (
     "BUS_URL is not set, so this worker runs on the memory bus: nobody else can publish to it, and everything is gone "
     "when it ends. Set BUS_URL=amqp://… for a real one."
 )
-LINGER: Final = 1.0
-"""Seconds that threads have to end after everything is settled and flushed."""
 
 
 def run(
@@ -49,7 +46,6 @@ def run(
     supervised: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Be the worker, until SIGTERM or Ctrl-C; a second signal stops at once."""
-    from ..health import served
     from .isolate import SUPERVISOR, supervise
 
     settings = environment.read()
@@ -61,11 +57,18 @@ def run(
         return supervise(settings, service or (), group or ())
     if group:
         raise ConfigurationError("--group goes with --isolate: without it all services share this process")
-    hosted = app.chosen(*(service or ()))
+    return _on_fast_loop(lambda: _alone(app, service or (), settings))
+
+
+def _alone(app: App, services: Sequence[str], settings: Settings) -> Coroutine[Any, Any, int]:
+    """Be the one process of these services."""
+    from ..health import served
+
+    hosted = app.chosen(*services)
     if not settings.url:
         logs.logger().warning("memory bus", told=MEMORY)
         settings = replace(settings, url="memory://")
-    return _on_fast_loop(_work(app, hosted, settings, lambda health: served(health, settings.http)))
+    return _work(app, hosted, settings, lambda health: served(health, settings.http))
 
 
 def _supervised(app: App, services: Sequence[str], settings: Settings, given: str) -> int:
@@ -75,8 +78,7 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
     name, _, descriptor = given.rpartition("=")
     place = Supervised(name, int(descriptor), settings.grace)
     if not name:
-        place.tell(handlers={each.name: [h.subscription_name for h in each.handlers] for each in app.services})
-        return 0
+        return leaving(lambda: explained(lambda: place.tell(handlers=_handlers(app))))
     logs.configure(settings.log_level, settings.log_format, process=name)
 
     @asynccontextmanager
@@ -84,17 +86,26 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
         place.answering(threadsafe(health))
         yield
 
-    mistakes: list[str] = []
-    hosted = app.chosen(*services)
-    work = _work(app, hosted, settings, answering, lambda handlers: place.tell(started=handlers), at_once=None)
-    code = explained(lambda: _on_fast_loop(work), mistakes.append)
-    if code == MISTAKE:
-        # each process may find the same one: it is said by the supervisor, once
-        place.tell(mistake=mistakes)
-    else:
-        for text in mistakes:
-            tell(text)
-    return code
+    def work() -> Coroutine[Any, Any, int]:
+        hosted = app.chosen(*services)
+        return _work(app, hosted, settings, answering, lambda handlers: place.tell(started=handlers), at_once=None)
+
+    def explain(work: Callable[[], int]) -> int:
+        mistakes: list[str] = []
+        code = explained(work, mistakes.append)
+        if code == MISTAKE:
+            # each process may find the same one: it is said by the supervisor, once
+            place.tell(mistake=mistakes)
+        else:
+            for text in mistakes:
+                tell(text)
+        return code
+
+    return _on_fast_loop(work, explain)
+
+
+def _handlers(app: App) -> dict[str, list[str]]:
+    return {each.name: [handler.subscription_name for handler in each.handlers] for each in app.services}
 
 
 async def _work(
@@ -125,14 +136,13 @@ async def _work(
             async with serving(Health(worker, stop, watchdog)):
                 await worker.run(stop, consuming)
     log.info("worker stopped")
-    sys.stdout.flush()
     # every handler was refused its queue: whoever keeps workers running must see that this one failed
-    code = 0 if stop.is_set() else MISTAKE
-    _leave_soon(code)
-    return code
+    return 0 if stop.is_set() else MISTAKE
 
 
-def _on_fast_loop(work: Coroutine[Any, Any, int]) -> int:
+def _on_fast_loop(
+    work: Callable[[], Coroutine[Any, Any, int]], explain: Callable[[Callable[[], int]], int] = explained
+) -> int:
     try:
         import uvloop
     except ImportError:
@@ -140,27 +150,11 @@ def _on_fast_loop(work: Coroutine[Any, Any, int]) -> int:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+        return leaving(lambda: explain(lambda: runner.run(work())))
 
 
 def _leave_now() -> None:
     """End the process under a handler that does not end: its message was never settled, and comes again."""
     logs.logger().info("worker stopped")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(0)
-
-
-def _leave_soon(code: int) -> None:
-    """Let the process end by itself, but not wait for a thread in which a plain function hangs: it was released."""
-
-    def leave() -> None:
-        until = clock.monotonic() + LINGER
-        lingering = [thread for thread in threading.enumerate() if not thread.daemon]
-        lingering.remove(threading.main_thread())
-        for thread in lingering:
-            thread.join(max(until - clock.monotonic(), 0))
-        if any(thread.is_alive() for thread in lingering):
-            os._exit(code)
-
-    threading.Thread(target=leave, name="leave", daemon=True).start()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from pathlib import Path
 
 import pytest
 
 from bus import ConfigurationError
-from bus.cli.isolate import compartments, own_command
+from bus.cli.isolate import compartments, handlers, own_command
 
 from .conftest import Run
 
 
+ROOT = Path(__file__).parents[3]
+WITHIN = 30
 KNOWN = ["billing", "orders", "shipping"]
 
 
@@ -83,6 +87,36 @@ def test_how_it_was_started_must_be_known(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "argv", ["app.py", "run", "--isolate"])
     with pytest.raises(ConfigurationError, match="cannot tell how"):
         own_command()
+
+
+LASTING = """
+import threading, time
+
+from bus import App, Event, Service
+
+
+class Ordered(Event, type="stall.ordered"): ...
+
+kitchen = Service("kitchen")
+
+@kitchen.on(Ordered)
+async def cook(ordered: Ordered) -> None: ...
+
+threading.Thread(target=time.sleep, args=(600,)).start()
+
+if __name__ == "__main__":
+    App("stall", events="stall", services="stall").cli()
+"""
+
+
+async def test_what_starts_when_it_is_imported_does_not_hold_up_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "stall.py").write_text(LASTING)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    async with asyncio.timeout(WITHIN):
+        found = await handlers([sys.executable, str(tmp_path / "stall.py"), "run"], asyncio.Event())
+    assert found == {"kitchen": ["kitchen.cook"]}
 
 
 @pytest.mark.parametrize("url", ["", "memory://"])

@@ -168,6 +168,13 @@ def test_a_mistake_is_told_in_lines_and_exits_2(
     assert (code, out, err.splitlines()) == (2, "", told)
 
 
+def test_a_mistake_exits_2_though_nobody_reads_what_it_was(start: Start) -> None:
+    program = start(BUS_GRACE="long", PYTHONUNBUFFERED="")
+    assert program.process.stderr is not None
+    program.process.stderr.close()
+    assert program.process.wait(WITHIN) == 2
+
+
 def test_it_serves_health_and_a_port_that_is_taken_is_one_line(start: Start, free_port: int) -> None:
     http = f"127.0.0.1:{free_port}"
     program = start(BUS_HTTP=http)
@@ -212,12 +219,62 @@ def test_a_thread_that_hangs_does_not_keep_the_process(start: Start, body: str) 
     assert program.ends()[0] == 0
 
 
-STUBBORN = """
+@pytest.mark.parametrize(
+    ("body", "end", "code", "told"),
+    [
+        ("asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)", 'raise OSError("still out")', 1, True),
+        (
+            'threading.Thread(target=time.sleep, args=(600,)).start(); raise ConfigurationError("still out")',
+            "",
+            2,
+            False,
+        ),
+    ],
+    ids=["error", "mistake"],
+)
+def test_a_thread_that_hangs_does_not_keep_a_process_that_fails(
+    start: Start, body: str, end: str, code: int, told: bool
+) -> None:
+    program = start(more=RESOURCE.format(body=body) + "    " + end)
+    if told:
+        program.until("worker started")
+        program.signal()
+    ended, _, err = program.ends()
+    assert (ended, "still out" in err.splitlines()[-1], "Traceback" in err) == (code, True, told)
+
+
+PUBLISHING = """
 import gc
 from bus import Settings
 from bus.client import Bus
 from bus.transport.memory import MemoryTransport
 
+async def publish(count: int) -> None:
+    transport = next(each for each in gc.get_objects() if isinstance(each, MemoryTransport))
+    await Bus(transport, Settings(), "/stall").publish(*(Ordered() for _ in range(count)))
+"""
+PRINTING = """
+import os
+
+@kitchen.on(Ordered, name="stir", concurrency=1)
+async def stir(ordered: Ordered) -> None:
+    os.write(1, b"stirs\\n")
+    print("it is not flushed")
+"""
+
+
+def test_a_worker_goes_on_whose_log_nobody_reads_and_stops_when_it_is_told_to(start: Start) -> None:
+    program = start(more=PUBLISHING + PRINTING + RESOURCE.format(body="await publish(2)"), PYTHONUNBUFFERED="")
+    assert program.process.stderr is not None
+    assert program.process.stdout is not None
+    program.process.stderr.close()
+    assert [program.process.stdout.readline() for _ in range(2)] == ["stirs\n", "stirs\n"]
+    program.process.stdout.close()
+    program.signal()
+    assert program.process.wait(WITHIN) == 0
+
+
+STUBBORN = """
 @kitchen.on(Ordered, name="stir"{ordered})
 async def stir(ordered: Ordered) -> None:
     print("stirs", flush=True)
@@ -233,11 +290,7 @@ async def stir(ordered: Ordered) -> None:
 def test_a_handler_that_swallows_its_cancellation_is_named_and_does_not_keep_the_process(
     start: Start, ordered: str
 ) -> None:
-    body = (
-        "transport = next(each for each in gc.get_objects() if isinstance(each, MemoryTransport)); "
-        'await Bus(transport, Settings(), "/stall").publish(Ordered())'
-    )
-    more = STUBBORN.format(ordered=ordered) + RESOURCE.format(body=body)
+    more = PUBLISHING + STUBBORN.format(ordered=ordered) + RESOURCE.format(body="await publish(1)")
     program = start(more=more, BUS_GRACE="0.1")
     assert program.process.stdout is not None
     assert program.process.stdout.readline() == "stirs\n"
