@@ -58,8 +58,7 @@ def supervise(settings: Settings, chosen: Sequence[str], groups: Sequence[str]) 
         log.info("supervisor stopped")
         return code
 
-    with asyncio.Runner() as runner:
-        return leaving(lambda: explained(lambda: runner.run(work())))
+    return leaving(lambda runner: explained(lambda: runner.run(work())))
 
 
 def own_command() -> list[str]:

@@ -78,7 +78,7 @@ def _supervised(app: App, services: Sequence[str], settings: Settings, given: st
     name, _, descriptor = given.rpartition("=")
     place = Supervised(name, int(descriptor), settings.grace)
     if not name:
-        return leaving(lambda: explained(lambda: place.tell(handlers=_handlers(app))))
+        return leaving(lambda _: explained(lambda: place.tell(handlers=_handlers(app))))
     logs.configure(settings.log_level, settings.log_format, process=name)
 
     @asynccontextmanager
@@ -149,8 +149,7 @@ def _on_fast_loop(
         factory = None
     else:
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return leaving(lambda: explain(lambda: runner.run(work())))
+    return leaving(lambda runner: explain(lambda: runner.run(work())), factory)
 
 
 def _leave_now() -> None:

@@ -243,6 +243,24 @@ def test_a_thread_that_hangs_does_not_keep_a_process_that_fails(
     assert (ended, "still out" in err.splitlines()[-1], "Traceback" in err) == (code, True, told)
 
 
+BESIDE = """
+async def beside() -> None:
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except BaseException:
+            pass
+"""
+
+
+def test_a_task_that_swallows_its_cancellation_is_told_of_and_does_not_keep_the_process(start: Start) -> None:
+    program = start(more=BESIDE + RESOURCE.format(body="task = asyncio.create_task(beside())"))
+    program.until("worker started")
+    program.signal()
+    assert "swallow CancelledError" in program.until("tasks do not end")["told"]
+    assert program.ends()[0] == 0
+
+
 PUBLISHING = """
 import gc
 from bus import Settings
