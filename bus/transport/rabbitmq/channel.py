@@ -166,6 +166,12 @@ class Channel:
                 self.acks.given_back(tag)
                 self.link.send(wire.nack(self.number, tag, requeue=True))
 
+    def reject(self, tag: int) -> None:
+        """Have the broker dead-letter a delivery by itself. Does nothing on a closed channel."""
+        if self.error is None:
+            self.acks.given_back(tag)
+            self.link.send(wire.nack(self.number, tag, requeue=False))
+
     def leave(self) -> None:
         """Close the channel without waiting; its number is free again when the broker has answered."""
         if self.error is None:
