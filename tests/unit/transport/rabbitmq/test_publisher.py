@@ -51,7 +51,10 @@ async def test_a_publish_that_is_overdue_ends_though_one_that_waits_longer_was_s
         await patient
 
 
-async def test_p1_a_publish_ends_at_its_deadline_though_one_that_had_longer_is_confirmed_already() -> None:
+async def test_p1_a_publish_ends_at_its_deadline_though_one_that_had_longer_is_confirmed_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "ASK_AFTER", 60)
     async with publishing(60) as (publisher, peer, _):
         loop = asyncio.get_running_loop()
         quick = asyncio.ensure_future(publisher.publish([parcel("quick")]))
