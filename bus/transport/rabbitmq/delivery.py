@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -293,14 +294,14 @@ class RabbitMQDelivery:
             channel.reject(self._tag)
             return
         logger().error("too large for a copy, and held: raise the broker's max_message_size", **about)
-        try:
-            async with asyncio.timeout(LONGEST_HOLD):
-                await channel.closed.wait()
-        except TimeoutError:
-            if subscription.ordered:
-                await channel.aclose()
-            else:
-                channel.release([self._tag])
+        if subscription.ordered:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_HOLD):
+                    await channel.closed.wait()
+            await channel.aclose()
+        else:
+            # nobody waits for it here: it may be a suspect, and others have the next turn
+            asyncio.get_running_loop().call_later(LONGEST_HOLD, channel.release, [self._tag])
         raise DeliveryLost(f"{self.message.id}: it comes again: {error}")
 
     def _require_channel(self) -> None:

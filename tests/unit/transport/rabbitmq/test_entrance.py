@@ -132,7 +132,7 @@ async def test_a_letter_that_fits_into_no_frame_takes_no_other_along() -> None:
 
 
 async def test_a_letter_that_is_too_large_holds_up_no_other() -> None:
-    async with entrance(60) as (letters, peer):
+    async with entrance(10) as (letters, peer):
         waits, channel = await begun(letters, peer)
         too_large = asyncio.ensure_future(letters.store([parcel("1", body=b"x" * 11)]))
         good = storing(letters, "2")

@@ -97,7 +97,7 @@ TOO_LARGE = "PRECONDITION_FAILED - message size 11 is larger than configured max
 
 
 async def test_p1_what_is_too_large_is_refused_at_once_and_who_shared_its_channel_is_sent_again() -> None:
-    async with publishing(60) as (publisher, peer, _):
+    async with publishing(10) as (publisher, peer, _):
         large = asyncio.ensure_future(publisher.publish([parcel("large", body=b"x" * 11), parcel("beside")]))
         small = asyncio.ensure_future(publisher.publish([parcel("small", body=b"x" * 10)]))
         number = await open_channel(peer)

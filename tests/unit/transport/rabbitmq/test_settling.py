@@ -44,16 +44,17 @@ class Channel:
     def __init__(self) -> None:
         self.closed = asyncio.Event()
         self.error: Exception | None = None
-        self.done: list[str] = []
+        self.done: asyncio.Queue[str] = asyncio.Queue()
 
     def reject(self, tag: int) -> None:
-        self.done.append(f"{tag} dead-lettered by the broker")
+        self.done.put_nowait(f"{tag} dead-lettered by the broker")
 
     def release(self, tags: Sequence[int]) -> None:
-        self.done += [f"{tag} given back" for tag in tags]
+        for tag in tags:
+            self.done.put_nowait(f"{tag} given back")
 
     async def aclose(self) -> None:
-        self.done.append("closed")
+        self.done.put_nowait("closed")
 
 
 async def too_large(parcels: Sequence[Parcel]) -> None:
@@ -74,7 +75,7 @@ def delivered(channel: Channel, headers: dict[str, Any], subscription: dict[str,
 async def test_f4_what_is_too_large_for_a_letter_is_dead_lettered_by_the_broker() -> None:
     channel = Channel()
     await delivered(channel, {"headers": {"a": "b", "x-delivery-count": 1}}, {}).settle(REJECTED)
-    assert channel.done == ["7 dead-lettered by the broker"]
+    assert await channel.done.get() == "7 dead-lettered by the broker"
 
 
 @pytest.mark.parametrize(
@@ -94,9 +95,12 @@ async def test_f4_what_the_broker_cannot_dead_letter_is_held_and_takes_nothing_a
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(delivery, "LONGEST_HOLD", 0.01)
+    monkeypatch.setattr(delivery, "LONGEST_HOLD", 0.05)
     channel = Channel()
     with pytest.raises(DeliveryLost, match="it comes again"):
         await delivered(channel, properties, subscription).settle(REJECTED)
-    assert channel.done == [end]
+    assert channel.done.empty() or end == "closed"
+    async with asyncio.timeout(10):
+        assert await channel.done.get() == end
+    assert channel.done.empty()
     assert "raise the broker's max_message_size" in caplog.text
