@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from operator import itemgetter
 from typing import Final
 
@@ -74,6 +75,7 @@ class Publisher:
         self._opened: asyncio.Future[None] | None = None
         self._deadlines: deque[tuple[float, Batch]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes = inf
 
     async def keep(self) -> None:
         """Open channels, and watch over confirms; ends by being cancelled."""
@@ -158,8 +160,8 @@ class Publisher:
         if (
             channel is not None
             and channel.error is None
-            and channel.link.open_for_writing
-            and (channel.link.largest is None or fits(parcels, channel.link.largest))
+            and (link := channel.link).open_for_writing
+            and (link.largest is None or fits(parcels, link.largest))
         ):
             told = await self._send(channel, parcels, deadline).future
             if told.count(Fate.STORED) == len(told):
@@ -244,18 +246,18 @@ class Publisher:
         deadlines.append((deadline, batch))
         if late:  # published again after an outage, among others that began later
             self._deadlines = deque(sorted(deadlines, key=itemgetter(0)))
-        if self._timer is None or self._timer.when() > deadline:
+        if deadline < self._wakes:
             self._wake_at(deadline)
         return batch
 
     def _wake_at(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._sweep)
+        self._timer, self._wakes = asyncio.get_running_loop().call_at(deadline, self._sweep), deadline
 
     def _sweep(self) -> None:
         """End the batches that are overdue. One timer for all: a timeout for each message costs too much."""
-        self._timer = None
+        self._timer, self._wakes = None, inf
         now = asyncio.get_running_loop().time()
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1].future.done()):
             self._deadlines.popleft()[1].end()
