@@ -122,6 +122,11 @@ class Channel:
         return all(batch.future.done() for batch, _, _ in self._pending.values())
 
     @property
+    def oldest(self) -> int | None:
+        """The number of the oldest publish that waits for its confirm."""
+        return next(iter(self._pending), None)
+
+    @property
     def settled(self) -> bool:
         """Whether everything that came by it is settled."""
         return len(self.acks) == self.delivered
