@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from bus import Context, Event, Fate, Message, PublishRefused, Reject, Service, fixed
 from bus.errors import MessageTooLarge
-from tests.broker.fixtures import Shared
+from tests.broker.fixtures import RUN, Shared
 
 from .stage import Log, Placed, Stage, staged
 from .test_strangers import replaced, send
 
 
-pytestmark = pytest.mark.xdist_group("largest")
 LIMIT = 8 << 20
 """More than any other test publishes: the broker is everybody's."""
 BROKERS = 128 << 20
@@ -31,15 +33,17 @@ class Drawn(Event, type="picture.drawn"):
 async def limited(vhost: str, broker: Shared) -> AsyncIterator[Stage]:
     """A stage at a broker that takes less than the bus allows, and that holds a message from before."""
     before = "." * LIMIT
-    async with staged("rabbitmq", vhost, max_message_bytes=2 * LIMIT) as stage:
-        await stage.declare(picky(Log()))
-        await stage.bus.publish(Placed(note=before))
-    await asyncio.to_thread(broker.node.ctl, "eval", LIMITED.format(LIMIT))
-    try:
+    with (Path(os.environ[RUN]) / "largest").open("w") as turn:
+        await asyncio.to_thread(fcntl.flock, turn, fcntl.LOCK_EX)
         async with staged("rabbitmq", vhost, max_message_bytes=2 * LIMIT) as stage:
-            yield stage
-    finally:
-        await asyncio.to_thread(broker.node.ctl, "eval", LIMITED.format(BROKERS))
+            await stage.declare(picky(Log()))
+            await stage.bus.publish(Placed(note=before))
+        await asyncio.to_thread(broker.node.ctl, "eval", LIMITED.format(LIMIT))
+        try:
+            async with staged("rabbitmq", vhost, max_message_bytes=2 * LIMIT) as stage:
+                yield stage
+        finally:
+            await asyncio.to_thread(broker.node.ctl, "eval", LIMITED.format(BROKERS))
 
 
 def picky(runs: Log[int]) -> Service:
@@ -57,6 +61,8 @@ async def test_f4_a_message_that_the_broker_takes_is_kept_whole_whatever_a_lette
     runs: Log[int] = Log()
     async with limited.hosting(picky(runs)):
         (before,) = await limited.letters("picky")
+        with pytest.raises(MessageTooLarge, match=f"the broker's max_message_size is {LIMIT:,}"):
+            await limited.transport.dead_letters.replay(before)
         largest = b"%" * LIMIT
         await send(limited, body=largest, message_id=b"odd", type=b"amqp-1.0")
         _, odd = await limited.letters("picky", 2)
