@@ -231,7 +231,7 @@ async def _carry_out(
 ) -> Outcome:
     try:
         await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
-    except (Unroutable, NotCompleted, asyncio.CancelledError) as error:
+    except (Unroutable, MessageTooLarge, NotCompleted, asyncio.CancelledError) as error:
         failed: BaseException | None = error
         if isinstance(error, asyncio.CancelledError) and (failed := await _failure(error, task)) is None:
             raise

@@ -81,7 +81,8 @@ class PublishError(TidegateError):
     def __init__(self, why: str, fates: Mapping[str, Fate]) -> None:
         told = ", ".join(f"{id} {fate.value}" for id, fate in list(fates.items())[:5])
         more = f" and {len(fates) - 5} more" if len(fates) > 5 else ""
-        super().__init__(f"{why} ({told}{more})" if fates else why)
+        # what is refused for a second reason is of that kind too, and this is its text
+        TidegateError.__init__(self, f"{why} ({told}{more})" if fates else why)
         self.fates = dict(fates)
 
 
@@ -92,7 +93,7 @@ class Unroutable(PublishError):
 class PublishRefused(PublishError):
     """The broker refused to store a message: a full queue, no quorum, no permission to write, or no such exchange.
 
-    Without the permission it is an AccessRefused as well.
+    Without the permission it is an AccessRefused as well; over the broker's own limit of size, a MessageTooLarge.
     """
 
 

@@ -53,7 +53,7 @@ MEANINGFUL = {
     "tidegate-routed": st.sampled_from([b"t\x01", string("yes")]),
     "tidegate-id": VALUES,
     "tidegate-nested": st.sampled_from(["{", "[]", '{"CC": ["hostile.spy"]}', "7"]).map(string),
-    "tidegate-wrapped": st.just(b"t\x01"),
+    "tidegate-wrapped": st.sampled_from([b"t\x01", whole(1), whole(-1), string("AAAA"), string("=")]),
     "tidegate-failure-service": st.just(string("elsewhere")),
     "tidegate-failure-handler": st.just(string("spy")),
     "tidegate-failure-attempts": st.sampled_from([string("9" * 5000), whole(7), string("²")]),

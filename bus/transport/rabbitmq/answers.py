@@ -6,6 +6,7 @@ import asyncio
 import re
 from base64 import b64decode
 from collections import deque
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final
 
@@ -14,7 +15,8 @@ from ...logs import logger
 from ...message import Message
 from . import envelope
 from .channel import GOODBYE, Batch, Channel, ChannelClosed, Parcel
-from .publisher import OPEN_WITHIN
+from .link import Link
+from .publisher import ASK_AFTER, OPEN_WITHIN
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
 
@@ -60,8 +62,9 @@ class Answers:
         if self._gone and self._gone.get(node, 0) > asyncio.get_running_loop().time():
             return
         parcel = Parcel(reply.id, "", address, envelope.FLAGS, envelope.encode(reply), reply.body)
-        if self._channel is not None and self._channel.error is None:
-            self._put(self._channel, parcel)
+        channel = self._channel
+        if channel is not None and channel.error is None and channel.link.open_for_writing and not self._waiting:
+            self._put(channel, parcel)
         else:
             self._waiting.append(parcel)
             self._sent.clear()
@@ -78,10 +81,7 @@ class Answers:
         while True:
             await self._wanted.wait()
             try:
-                link = await self._supervisor.link()
-                async with asyncio.timeout(OPEN_WITHIN):
-                    await link.writable()
-                    channel = await link.channel(confirm=True)
+                channel = await self._opened(await self._supervisor.link())
             except (ConnectionError, TimeoutError, AccessRefused):
                 await asyncio.sleep(backoff())
                 continue
@@ -89,15 +89,47 @@ class Answers:
             if not await self._sent_alone(channel):
                 continue
             self._channel = channel
-            self._wanted.clear()
-            while self._waiting:
-                self._put(channel, self._waiting.popleft())
-            self._sent.set()
-            await channel.closed.wait()
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(self._send_waiting(channel), name="waiting answers")
+                await self._watch(channel)
+                sending.cancel()
             if isinstance(channel.error, ChannelClosed):
                 why = f"{channel.error}; the user of BUS_URL needs the permission to write to amq.default"
                 self._tell("permission", why)
                 await asyncio.sleep(AFTER_A_REFUSAL)
+
+    async def _opened(self, link: Link) -> Channel:
+        try:
+            async with asyncio.timeout(OPEN_WITHIN):
+                await link.writable()
+                return await link.channel(confirm=True)
+        except TimeoutError:
+            _give_up(link)
+            raise
+
+    async def _send_waiting(self, channel: Channel) -> None:
+        """Send what waits whenever the link takes it; ends with the channel, or by being cancelled."""
+        while channel.error is None:
+            self._wanted.clear()
+            while self._waiting and channel.link.open_for_writing:
+                self._put(channel, self._waiting.popleft())
+            if self._waiting:
+                with suppress(ConnectionError):
+                    await channel.link.writable()
+            else:
+                self._sent.set()
+                await self._wanted.wait()
+
+    async def _watch(self, channel: Channel) -> None:
+        """Return when the channel is closed; a link that confirms nothing for long is asked whether it is there."""
+        while channel.error is None:
+            oldest = channel.oldest
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_AFTER):
+                    await channel.closed.wait()
+            if oldest is not None and channel.oldest == oldest:
+                with suppress(ConnectionError, TimeoutError):
+                    (await self._opened(channel.link)).leave()
 
     async def aclose(self) -> None:
         """Send what waits for the connection, `GOODBYE` at most: the first reply of a worker that stops is one."""
@@ -112,7 +144,9 @@ class Answers:
         while self._doubtful:
             parcel = self._doubtful.popleft()
             if (batch := self._published(channel, parcel)) is not None:
-                await batch.future
+                await asyncio.wait((batch.future,), timeout=OPEN_WITHIN)
+                if not batch.future.done():
+                    _give_up(channel.link)
             if channel.error is not None:
                 if INTERNAL_ERROR in str(channel.error):
                     now = asyncio.get_running_loop().time()
@@ -141,6 +175,11 @@ class Answers:
         if kind not in self._told:
             self._told.add(kind)
             logger().warning("a reply was not sent; others like it are not told of", error=why)
+
+
+def _give_up(link: Link) -> None:
+    if not link.blocked:
+        link.give_up(f"no answer within {OPEN_WITHIN:g} s")
 
 
 @lru_cache(maxsize=1024)

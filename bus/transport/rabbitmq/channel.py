@@ -122,6 +122,11 @@ class Channel:
         return all(batch.future.done() for batch, _, _ in self._pending.values())
 
     @property
+    def oldest(self) -> int | None:
+        """The number of the oldest publish that waits for its confirm."""
+        return next(iter(self._pending), None)
+
+    @property
     def settled(self) -> bool:
         """Whether everything that came by it is settled."""
         return len(self.acks) == self.delivered
@@ -165,6 +170,12 @@ class Channel:
             for tag in tags:
                 self.acks.given_back(tag)
                 self.link.send(wire.nack(self.number, tag, requeue=True))
+
+    def reject(self, tag: int) -> None:
+        """Have the broker dead-letter a delivery by itself. Does nothing on a closed channel."""
+        if self.error is None:
+            self.acks.given_back(tag)
+            self.link.send(wire.nack(self.number, tag, requeue=False))
 
     def leave(self) -> None:
         """Close the channel without waiting; its number is free again when the broker has answered."""

@@ -29,7 +29,7 @@ from ...message import (
 )
 from ...outcome import Failure, Retry
 from . import wire
-from .envelope import ATTRIBUTES, BROKERS, DIRECT_REPLIES, MOVED, MOVED_PROPERTIES, Arrived
+from .envelope import ATTRIBUTES, BROKERS, DELIVERY_COUNT, DIRECT_REPLIES, MOVED, MOVED_PROPERTIES, Arrived
 
 
 RECORD: Final = "tidegate-failure-"
@@ -37,7 +37,7 @@ RECORD: Final = "tidegate-failure-"
 NESTED: Final = "tidegate-nested"
 """JSON of the original headers that are tables or arrays, which streams drop."""
 WRAPPED: Final = "tidegate-wrapped"
-"""Says that the body holds the original's content header and body."""
+"""The original's content header, in base64; or its length in bytes, where it stands in front of the body."""
 STREAM_OFFSET: Final = "x-stream-offset"
 OF_STREAMS: Final = "tidegate-letter"
 """What the headers begin with that only streams of dead letters have."""
@@ -55,6 +55,8 @@ MOST_MOVED: Final = 100
 """Headers that are moved for their `x-` alone; nobody's broker knows more, and each has a longer name then."""
 STREAMS: Final = ("x-amqp-", "x-basic-", "x-stream-")
 """Headers that a stream takes for its own; over one of a kind that it does not expect, 4.x crashes."""
+COUNTS: Final = (DELIVERY_COUNT, "x-acquired-count")
+"""Headers that the broker adds as it hands a message out."""
 AMQP_10: Final = "amqp-1.0"
 """A type property that makes a stream take the body for AMQP 1.0, and crash whoever reads it."""
 HARMFUL: Final = {"type": AMQP_10, "reply_to": DIRECT_REPLIES}
@@ -93,30 +95,48 @@ def dead_letter(
 ) -> tuple[int, bytes, bytes]:
     """Return flags, properties and body of a dead letter: the original and the failure record, in scalar headers.
 
-    Headers that would not fit beside the record are kept whole in a wrapper body.
+    Headers that a stream cannot keep, or that would not fit beside the record, are wrapped.
     """
     record = {RECORD + name.replace("_", "-"): value for name, value in record_of(failure).items()}
     if (beside := _beside(raw)) is not None:
         flags, copied = _copy(raw, message, routing_key, record | beside)
         if len(copied) <= MOST_COPIED:
             return flags, copied, body
-    whole = _json({"header": b64encode(raw).decode(), "body": b64encode(body).decode()})
     made = {MADE_ID: message.id} if message.id_made_up else {}
-    told = {**record, **made, WRAPPED: True, ROUTING_KEY: routing_key}
-    return *encode({"headers": told, "message_id": message.id, "delivery_mode": 2}), whole.encode()
+    return _wrapped(raw, body, message.id, {**record, **made, ROUTING_KEY: routing_key})
+
+
+def _wrapped(raw: bytes, body: bytes, id: str, told: Mapping[str, Any]) -> tuple[int, bytes, bytes]:
+    """Return flags, properties and body that keep an original as it was, to the byte.
+
+    The body grows only where there is no room among the headers: the broker took it as it is, but may not take more.
+    """
+    kept = {"message_id": id, "delivery_mode": 2}
+    flags, properties = encode({**kept, "headers": {**told, WRAPPED: b64encode(raw).decode()}})
+    if len(properties) <= MOST_COPIED:
+        return flags, properties, body
+    return *encode({**kept, "headers": {**told, WRAPPED: len(raw)}}), raw + body
 
 
 def unwrapped(headers: Mapping[str, Any], raw: bytes, body: bytes) -> tuple[bytes, bytes]:
     """Return the content header and the body of the original that a dead letter keeps."""
-    if headers.get(WRAPPED) is not True:
-        return raw, body
-    import orjson
+    match headers.get(WRAPPED):
+        case str(encoded):
+            try:
+                return b64decode(encoded, validate=True), body
+            except ValueError:
+                pass  # somebody else's header
+        case int(size) if 1 < size <= len(body):
+            return body[:size], body[size:]
+    return raw, body
 
-    try:
-        whole = orjson.loads(body)
-        return b64decode(whole["header"]), b64decode(whole["body"])
-    except (ValueError, TypeError, LookupError):
-        return raw, body  # somebody else's header
+
+def streamable(raw: bytes) -> bool:
+    """Tell whether the broker may put it into a stream by itself, and neither a header nor a reader is lost."""
+    headers = _safe(raw).get("headers", {})
+    theirs = [name for name in headers if name not in COUNTS]
+    harmful = any(name.lower().startswith("x-") or name.lower() in MOVED for name in theirs)
+    return len(raw) <= MOST_COPIED and not harmful and _beside(raw) == {}
 
 
 def replay(raw: bytes, headers: Mapping[str, Any], token: str) -> tuple[int, bytes]:
@@ -167,10 +187,8 @@ def carried(
     flags, copied = encode({**properties, "headers": told, "delivery_mode": 2})
     if len(copied) <= MOST_COPIED + ROOM:
         return flags, copied, body
-    whole = _json({"header": b64encode(raw).decode(), "body": b64encode(body).decode()})
     key = {name: headers[name] for name in (ROUTING_KEY,) if name in headers}
-    told = {**record, **key, **added, WRAPPED: True, MADE_ID: message.id}
-    return *encode({"headers": told, "message_id": message.id, "delivery_mode": 2}), whole.encode()
+    return _wrapped(raw, body, message.id, {**record, **key, **added, MADE_ID: message.id})
 
 
 def record_of(failure: Failure) -> dict[str, str]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final, assert_never
 
-from ...errors import BusUnavailable, DeliveryLost, PublishRefused, Unroutable
+from ...errors import BusUnavailable, DeliveryLost, MessageTooLarge, PublishRefused, Unroutable
 from ...logs import logger
 from ...message import ROUTED, Message, Outgoing, unique
-from ...outcome import Ack, DeadLetter, Outcome, Release, Retry
+from ...outcome import Ack, DeadLetter, Failure, Outcome, Release, Retry
 from .. import Subscription
 from . import copies, delay, envelope, wire
 from .cascade import Ways
@@ -177,11 +178,16 @@ class RabbitMQDelivery:
             case Ack():
                 await self._stored(outcome)
                 self._answer(outcome.reply)
-            case Retry():
-                await self._held(lambda: self._copied(self._settling.store, self._retry(outcome), outcome.delay))
-            case DeadLetter():
-                await self._held(lambda: self._copied(self._settling.store_letter, self._dead_letter(outcome)))
+            case Retry(delay=delay, failure=failure):
+                store = self._settling.store
+                if not await self._kept(failure, lambda: self._copied(store, self._retry(outcome), delay)):
+                    return
+            case DeadLetter(failure=failure):
+                store = self._settling.store_letter
+                kept = await self._kept(failure, lambda: self._copied(store, self._dead_letter(outcome)))
                 self._answer(outcome.reply)
+                if not kept:
+                    return
             case Release():
                 self._received.channel.release([self._tag])
                 return
@@ -196,6 +202,8 @@ class RabbitMQDelivery:
         if published := outcome.publish:
             try:
                 await self._settling.publish(published)
+            except MessageTooLarge:
+                raise
             except (PublishRefused, BusUnavailable):
                 await self._held(lambda: self._settling.publish(published))
         if outcome.complete is not None:
@@ -228,13 +236,18 @@ class RabbitMQDelivery:
             if delay > NO_DELAY and delay not in settling.subscription.delays:
                 await settling.delay_to(settling.way)
             await store([copy])
+        except MessageTooLarge:
+            raise
         except (Unroutable, PublishRefused) as error:
             # the queue or exchange that the copy goes to may have been deleted: have it declared again
             await settling.redeclare()
             raise PublishRefused(str(error), error.fates) from error
 
     async def _held(self, store: Callable[[], Awaitable[None]]) -> None:
-        """Store, and while the broker refuses try again with backoff; the handler is not run again meanwhile."""
+        """Store, and while the broker refuses try again with backoff; the handler is not run again meanwhile.
+
+        Raises MessageTooLarge.
+        """
         channel, backoff = self._received.channel, Backoff(first=0.1, limit=15)
         name, told = self._settling.subscription.name, False
         give_up = asyncio.get_running_loop().time() + LONGEST_HOLD
@@ -242,6 +255,8 @@ class RabbitMQDelivery:
             self._require_channel()
             try:
                 await store()
+            except MessageTooLarge:
+                raise  # there is no waiting for it to become smaller
             except (PublishRefused, BusUnavailable) as error:
                 if not told:
                     logger().warning("settling waits", subscription=name, id=self.message.id, error=str(error))
@@ -255,6 +270,39 @@ class RabbitMQDelivery:
                     await channel.closed.wait()
             except TimeoutError:
                 continue
+
+    async def _kept(self, failure: Failure, store: Callable[[], Awaitable[None]]) -> bool:
+        """Store a copy as `_held` does; tell whether it is stored, and not the broker's to dead-letter."""
+        try:
+            await self._held(store)
+        except MessageTooLarge as error:
+            await self._rest(failure, error)
+            return False
+        return True
+
+    async def _rest(self, failure: Failure, error: MessageTooLarge) -> None:
+        """Have the broker dead-letter by itself what is too large for any copy: it looks at no size then.
+
+        What a stream cannot keep as it is, or comes from a queue that is not ours, is held: nothing may lose it.
+        """
+        channel, subscription = self._received.channel, self._settling.subscription
+        about = {"subscription": subscription.name, "id": self.message.id, "error": str(error)}
+        about["failure"] = f"{failure.error_type}: {failure.error}"
+        if not subscription.sources and copies.streamable(self._received.header):
+            self._require_channel()
+            logger().error("too large for a copy: the broker dead-letters it by itself, without its record", **about)
+            channel.reject(self._tag)
+            return
+        logger().error("too large for a copy, and held: raise the broker's max_message_size", **about)
+        if subscription.ordered:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_HOLD):
+                    await channel.closed.wait()
+            await channel.aclose()
+        else:
+            # nobody waits for it here: it may be a suspect, and others have the next turn
+            asyncio.get_running_loop().call_later(LONGEST_HOLD, channel.release, [self._tag])
+        raise DeliveryLost(f"{self.message.id}: it comes again: {error}")
 
     def _require_channel(self) -> None:
         if (error := self._received.channel.error) is not None:

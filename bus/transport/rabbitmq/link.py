@@ -48,6 +48,8 @@ class Link(asyncio.Protocol):
         self.frame_max = FRAME_MAX
         self.blocked = ""
         self.answers_cancel = False
+        self.largest: int | None = None
+        """Bytes of body that the broker takes at most, where it has closed a channel over more."""
         self.version = ""
         self.address = address
         self._secret = address.secret()

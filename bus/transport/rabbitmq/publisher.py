@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from operator import itemgetter
 from typing import Final
 
@@ -14,6 +15,7 @@ from pamqp import commands
 from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unroutable
 from .address import Address
 from .channel import Batch, Channel, ChannelClosed, LinkLost, Parcel
+from .largest import TooLarge, fits, limit_in
 from .link import Link
 from .silence import Silence
 from .supervisor import Backoff, Supervisor
@@ -32,6 +34,8 @@ ELECTION: Final = 5.0
 
 TOPIC: Final = re.compile(r"access to topic '(.*)' in exchange '(.*?)' in vhost")
 """How the broker names what a user may not publish to a topic exchange that it may write to."""
+EXCHANGE: Final = re.compile(r"exchange '(.*?)' in vhost")
+"""How the broker names an exchange; the names of the virtual host and of the user follow."""
 
 
 class WriteRefused(PublishRefused, AccessRefused):
@@ -71,6 +75,7 @@ class Publisher:
         self._opened: asyncio.Future[None] | None = None
         self._deadlines: deque[tuple[float, Batch]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes = inf
 
     async def keep(self) -> None:
         """Open channels, and watch over confirms; ends by being cancelled."""
@@ -152,7 +157,12 @@ class Publisher:
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout
         channel = self._channel
-        if channel is not None and channel.error is None and channel.link.open_for_writing:
+        if (
+            channel is not None
+            and channel.error is None
+            and (link := channel.link).open_for_writing
+            and (link.largest is None or fits(parcels, link.largest))
+        ):
             told = await self._send(channel, parcels, deadline).future
             if told.count(Fate.STORED) == len(told):
                 if self._left is not None:
@@ -168,7 +178,7 @@ class Publisher:
         """Publish what is unknown again and again, until every fate is known or the timeout is over."""
         loop = asyncio.get_running_loop()
         fates = dict.fromkeys((parcel.id for parcel in parcels), Fate.UNKNOWN)
-        why, allowed, asked_until = "", True, 0.0
+        why, allowed, asked_until, limit = "", True, 0.0, None
         # where one queue refuses, others do not, and get another copy with each try
         backoff, hesitation = Backoff(), Backoff(first=0.5, limit=2)
         left = parcels
@@ -183,6 +193,9 @@ class Publisher:
                     why = str(error)
                     await asyncio.sleep(min(backoff(), max(deadline - loop.time(), 0)))
                     continue
+                if (limit := channel.link.largest or limit) is not None:
+                    fates |= {parcel.id: Fate.REFUSED for parcel in left if len(parcel.body) > limit}
+                    left = [parcel for parcel in left if len(parcel.body) <= limit]
                 told = await self._send(channel, left, deadline).future
                 if Fate.STORED in told:
                     self._confirmed_by(channel.link.address)
@@ -190,6 +203,7 @@ class Publisher:
                 told = [Fate.UNKNOWN] * len(told)
             if isinstance(channel.error, ChannelClosed):
                 why, allowed = channel.error.text, channel.error.code != 403
+                limit = channel.link.largest = limit_in(why) or channel.link.largest
                 told = [_blamed(parcel, fate, channel.error) for parcel, fate in zip(left, told, strict=True)]
             elif Fate.REFUSED in told:
                 self._retire(channel)
@@ -206,7 +220,7 @@ class Publisher:
             if left:
                 pause = hesitation if any(fates[parcel.id] is Fate.REFUSED for parcel in left) else backoff
                 await asyncio.sleep(min(pause(), max(deadline - loop.time(), 0)))
-        self._raise_for(fates, why, allowed=allowed)
+        self._raise_for(parcels, fates, why, limit, allowed=allowed)
 
     def renew(self) -> None:
         """Use another channel from now on."""
@@ -232,18 +246,18 @@ class Publisher:
         deadlines.append((deadline, batch))
         if late:  # published again after an outage, among others that began later
             self._deadlines = deque(sorted(deadlines, key=itemgetter(0)))
-        if self._timer is None or (late and self._timer.when() > deadline):
+        if deadline < self._wakes:
             self._wake_at(deadline)
         return batch
 
     def _wake_at(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._sweep)
+        self._timer, self._wakes = asyncio.get_running_loop().call_at(deadline, self._sweep), deadline
 
     def _sweep(self) -> None:
         """End the batches that are overdue. One timer for all: a timeout for each message costs too much."""
-        self._timer = None
+        self._timer, self._wakes = None, inf
         now = asyncio.get_running_loop().time()
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1].future.done()):
             self._deadlines.popleft()[1].end()
@@ -287,13 +301,18 @@ class Publisher:
             self._give_up(link)
             raise LinkLost(f"no answer within {OPEN_WITHIN:g} s") from error
 
-    def _raise_for(self, fates: dict[str, Fate], why: str, *, allowed: bool) -> None:
+    def _raise_for(
+        self, parcels: Sequence[Parcel], fates: dict[str, Fate], why: str, limit: int | None, *, allowed: bool
+    ) -> None:
         told = set(fates.values())
         if Fate.UNKNOWN in told:
             because = f": {why}" if why else ""
             raise BusUnavailable(
                 f"not confirmed within {self._timeout:g} s{because}; publish again with id= to be safe", fates
             )
+        refused = max((len(parcel.body) for parcel in parcels if fates[parcel.id] is Fate.REFUSED), default=0)
+        if limit is not None and refused > limit:
+            raise TooLarge(refused, limit, fates)
         if Fate.UNROUTABLE in told:
             raise Unroutable("no queue wants the message", fates)
         if Fate.REFUSED in told:
@@ -309,8 +328,11 @@ class Publisher:
 
 def _blamed(parcel: Parcel, fate: Fate, error: ChannelClosed) -> Fate:
     """Return refused for a parcel that the broker means as it closes the channel; the others go again."""
-    if (topic := TOPIC.search(error.text)) is not None:
+    if (limit := limit_in(error.text)) is not None:
+        meant = not fits([parcel], limit)
+    elif (topic := TOPIC.search(error.text)) is not None:
         meant = (parcel.key, parcel.exchange) == topic.groups()
     else:
-        meant = f"'{parcel.exchange or 'amq.default'}'" in error.text
+        exchange = EXCHANGE.search(error.text)
+        meant = exchange is not None and exchange[1] == (parcel.exchange or "amq.default")
     return Fate.REFUSED if fate is Fate.UNKNOWN and meant else fate

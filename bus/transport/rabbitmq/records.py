@@ -36,6 +36,10 @@ WHY: Final = "x-first-death-reason"
 WAITED: Final = re.compile(rf"(?:^|\.)(?:(?P<cascade>{re.escape(PREFIX)})|retry\.)\d+$")
 """The queues in which retries wait: steps of the ladder, and levels of the cascade."""
 BY_BROKER: Final = ("broker", "expired")
+HINTS: Final = {
+    "delivery_limit": ": it was handed out too often without an outcome",
+    "rejected": ": it is too large for a copy with a record; the worker's log has the failure",
+}
 REASONS: Final = frozenset(get_args(Reason))
 
 
@@ -197,7 +201,7 @@ def _told_by_broker(entry: Entry) -> dict[str, str]:
         return {"error": "a retry found no queue to return to: is the handler renamed or removed?", **so_far}
     if waited:
         why = "delivery_limit"  # the broker tells how it left the step where it had waited; a retry cannot expire
-    hint = ": it was handed out too often without an outcome" if why == "delivery_limit" else ""
+    hint = HINTS.get(str(why), "")
     error = f"the broker dead-lettered it by itself, in queue {queue!r}: {why}{hint}"
     return {"reason": "expired" if why == "expired" else "broker", "error": error, **so_far}
 

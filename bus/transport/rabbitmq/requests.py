@@ -17,6 +17,7 @@ from ...message import Message
 from ...replies import Replies
 from . import envelope, wire
 from .channel import Channel, ChannelClosed, LinkLost, Parcel, Received
+from .largest import TooLarge, fits, limit_in
 from .publisher import OPEN_WITHIN, Publisher, WriteRefused
 from .supervisor import Backoff, Supervisor
 
@@ -65,11 +66,11 @@ class Requests(Publisher):
             mandatory=True,
         )
         channel = await self._ready(message.id, timeout, deadline)
+        if (limit := channel.link.largest) is not None and not fits([parcel], limit):
+            raise TooLarge(len(parcel.body), limit, {parcel.id: Fate.REFUSED})
         with self.replies.expected(message) as reply:
             batch = self._send(channel, [parcel], deadline)
-            if self._timer is not None and self._timer.when() > deadline:
-                self._wake_at(deadline)  # each request has a timeout of its own
-            batch.future.add_done_callback(partial(self._told, message.id, channel, reply))
+            batch.future.add_done_callback(partial(self._told, parcel, channel, reply))
             try:
                 async with asyncio.timeout_at(deadline):
                     return await reply
@@ -115,17 +116,24 @@ class Requests(Publisher):
         asyncio.get_running_loop().call_soon(self.replies.lost, str(channel.error))
 
     def _told(
-        self, id: str, channel: Channel, reply: asyncio.Future[Message], confirmed: asyncio.Future[list[Fate]]
+        self, parcel: Parcel, channel: Channel, reply: asyncio.Future[Message], confirmed: asyncio.Future[list[Fate]]
     ) -> None:
         """Fail a request that was not stored; one that was answered needs no confirm."""
         [fate] = confirmed.result()
         if reply.done() or fate is Fate.STORED:
             return
-        fates, error = {id: fate}, channel.error
+        id, error = parcel.id, channel.error
+        fates = {id: fate}
         if fate is Fate.UNROUTABLE:
             reply.set_exception(Unroutable("no queue wants the request, so nobody will answer it", fates))
         elif fate is Fate.REFUSED:
             reply.set_exception(PublishRefused("the broker refused to store the request", fates))
+        elif isinstance(error, ChannelClosed) and (limit := limit_in(error.text)) is not None:
+            channel.link.largest = limit
+            if fits([parcel], limit):
+                reply.set_exception(self._unconfirmed(id, str(error)))
+            else:
+                reply.set_exception(TooLarge(len(parcel.body), limit, {id: Fate.REFUSED}))
         elif isinstance(error, ChannelClosed) and error.code in NEVER_COMES:
             refused = WriteRefused if error.code == 403 else PublishRefused
             reply.set_exception(refused(f"the broker refused to store the request: {error}", {id: Fate.REFUSED}))

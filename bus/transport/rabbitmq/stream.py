@@ -18,6 +18,7 @@ from ...errors import AccessRefused, BusUnavailable, Fate, PublishRefused, Unrou
 from . import copies, wire
 from .address import Address
 from .channel import Channel, ChannelClosed, LinkLost, Parcel, Received
+from .largest import TooLarge, fits, limit_in
 from .link import Link, LinkRefused
 from .publisher import WriteRefused
 from .records import Entry
@@ -129,8 +130,12 @@ class Streams:
             if channel is not None and channel is not self._channel:
                 channel.leave()
         told = {parcel.id: fate for parcel, fate in zip(parcels, fates, strict=True) if fate is not Fate.STORED}
-        if channel is not None and isinstance(channel.error, ChannelClosed) and channel.error.code == 403:
-            raise WriteRefused(channel.error.text, told)
+        closed = channel.error if channel is not None and isinstance(channel.error, ChannelClosed) else None
+        if closed is not None and (limit := limit_in(closed.text)) is not None and not fits(parcels, limit):
+            told |= {parcel.id: Fate.REFUSED for parcel in parcels if not fits([parcel], limit)}
+            raise TooLarge(max(len(parcel.body) for parcel in parcels), limit, told)
+        if closed is not None and closed.code == 403:
+            raise WriteRefused(closed.text, told)
         queues = ", ".join(dict.fromkeys(repr(parcel.key) for parcel in parcels))
         if Fate.UNROUTABLE in fates:
             raise Unroutable(f"there is no queue {queues}", told)

@@ -14,6 +14,7 @@ from ...errors import (
     BusUnavailable,
     ConfigurationError,
     Fate,
+    MessageTooLarge,
     PublishError,
     PublishRefused,
     TidegateError,
@@ -144,6 +145,8 @@ class RabbitMQTransport:
         await self._delays_ready(parcels, ways, deadline)
         try:
             await self._publisher.publish(parcels, deadline)
+        except MessageTooLarge:
+            raise
         except (Unroutable, PublishRefused) as error:
             self._cascade.forget()
             left = [parcel for parcel in parcels if error.fates[parcel.id] is not Fate.STORED]

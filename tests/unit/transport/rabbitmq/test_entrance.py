@@ -129,3 +129,21 @@ async def test_a_letter_that_fits_into_no_frame_takes_no_other_along() -> None:
         await asyncio.gather(waits, *good)
         with pytest.raises(PublishRefused, match="do not fit into a frame"):
             await too_long
+
+
+async def test_a_letter_that_is_too_large_holds_up_no_other() -> None:
+    async with entrance(10) as (letters, peer):
+        waits, channel = await begun(letters, peer)
+        too_large = asyncio.ensure_future(letters.store([parcel("1", body=b"x" * 11)]))
+        good = storing(letters, "2")
+        await asyncio.sleep(0)
+        peer.send(commands.Basic.Ack(1), channel)
+        for _ in range(2):
+            await published(peer)
+        text = "PRECONDITION_FAILED - message size 11 is larger than configured max size 10"
+        peer.send(commands.Channel.Close(406, text, 60, 40), channel)
+        await peer.expect(commands.Channel.CloseOk)
+        await confirmed(peer, (1,), await open_channel(peer))
+        await asyncio.gather(waits, good)
+        with pytest.raises(PublishRefused, match="11 bytes"):
+            await too_large

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pamqp import commands
 
-from bus import BusUnavailable
+from bus import BusUnavailable, Fate, PublishRefused
 from bus.transport.rabbitmq import publisher as publisher_module
 from bus.transport.rabbitmq.address import Address
 from bus.transport.rabbitmq.publisher import Publisher
@@ -49,6 +49,77 @@ async def test_a_publish_that_is_overdue_ends_though_one_that_waits_longer_was_s
         assert not patient.done()
         peer.send(commands.Basic.Ack(1), number)
         await patient
+
+
+async def test_p1_a_publish_ends_at_its_deadline_though_one_that_had_longer_is_confirmed_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher_module, "ASK_AFTER", 60)
+    async with publishing(60) as (publisher, peer, _):
+        loop = asyncio.get_running_loop()
+        quick = asyncio.ensure_future(publisher.publish([parcel("quick")]))
+        number = await open_channel(peer)
+        await published(peer)
+        peer.send(commands.Basic.Ack(1), number)
+        await quick
+        with pytest.raises(BusUnavailable):
+            async with asyncio.timeout(10):
+                await publisher.publish([parcel("late")], loop.time() + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        ("NOT_FOUND - no exchange 'exchange' in vhost '/'", True),
+        ("NOT_FOUND - no exchange 'gone' in vhost 'exchange'", False),
+        ("ACCESS_REFUSED - write access to exchange 'exchange' in vhost '/' refused for user 'guest'", True),
+        ("ACCESS_REFUSED - access to exchange 'shop.retry' in vhost '/' refused for user 'exchange'", False),
+    ],
+)
+async def test_a_bystander_is_not_refused_for_the_name_of_its_virtual_host_or_user(text: str, blamed: bool) -> None:
+    async with publishing(60) as (publisher, peer, _):
+        publishes = asyncio.ensure_future(publisher.publish([parcel("1")]))
+        number = await open_channel(peer)
+        await published(peer)
+        peer.send(commands.Channel.Close(404, text, 60, 40), number)
+        await peer.expect(commands.Channel.CloseOk)
+        if blamed:
+            with pytest.raises(PublishRefused):
+                await publishes
+            return
+        number = await open_channel(peer)
+        await published(peer)
+        peer.send(commands.Basic.Ack(1), number)
+        await publishes
+
+
+TOO_LARGE = "PRECONDITION_FAILED - message size 11 is larger than configured max size 10"
+
+
+async def test_p1_what_is_too_large_is_refused_at_once_and_who_shared_its_channel_is_sent_again() -> None:
+    async with publishing(10) as (publisher, peer, _):
+        large = asyncio.ensure_future(publisher.publish([parcel("large", body=b"x" * 11), parcel("beside")]))
+        small = asyncio.ensure_future(publisher.publish([parcel("small", body=b"x" * 10)]))
+        number = await open_channel(peer)
+        for _ in range(3):
+            await published(peer)
+        peer.send(commands.Channel.Close(406, TOO_LARGE, 60, 40), number)
+        await peer.expect(commands.Channel.CloseOk)
+        number = await open_channel(peer)
+        for _ in range(2):
+            await published(peer)
+        peer.send(commands.Basic.Ack(2, multiple=True), number)
+        await small
+        with pytest.raises(PublishRefused, match="11 bytes of body, and the broker's max_message_size is 10") as raised:
+            await large
+        assert raised.value.fates == {"large": Fate.REFUSED, "beside": Fate.STORED}
+
+        # the next one closes nobody's channel
+        again = asyncio.ensure_future(publisher.publish([parcel("small"), parcel("large", body=b"x" * 12)]))
+        assert await published(peer) == number
+        peer.send(commands.Basic.Ack(3), number)
+        with pytest.raises(PublishRefused, match="12 bytes of body"):
+            await again
 
 
 async def test_a_channel_that_keeps_silent_is_not_published_on_again() -> None:
@@ -105,6 +176,7 @@ async def test_a_host_that_confirmed_nothing_is_cut_off_where_another_confirms_a
         await published(silent)
         await answers_until_it_is_left(silent)
         assert cut_off == []
+        monkeypatch.setattr(publisher_module, "ASK_AFTER", 60)
         channel = await open_channel(confirming)
         assert await published(confirming) == channel
         confirming.send(commands.Basic.Ack(1), channel)
