@@ -11,6 +11,8 @@ from typing import Any
 from .errors import ConfigurationError
 from .event import Event, Events
 from .importing import imported
+from .replies import Failed
+from .resources import where
 from .service import Service
 
 
@@ -35,13 +37,22 @@ def events(package: str, hosted: Sequence[Service] = ()) -> Events:
 
 
 def named(hosted: Sequence[Service], registry: Events | None = None) -> Events:
-    """Return the event classes that the services' handlers name, added to those of `registry`."""
+    """Return the event classes that the services' handlers name, added to those of `registry`.
+
+    Raises ConfigurationError, with a line for each, for bases that stand for no event: nothing would come to them.
+    """
     registry = registry if registry is not None else Events()
-    for service in hosted:
-        for handler in service.handlers:
-            for cls in handler.events:
-                for known in _with_subclasses(cls):
-                    registry.add(known)
+    naming = [(handler, cls) for service in hosted for handler in service.handlers for cls in handler.events]
+    for _, cls in naming:
+        for known in _with_subclasses(cls):
+            registry.add(known)
+    if problems := [
+        f"{where(handler.function)}: on({cls.__name__}) gets no events, as {cls.__name__} has no type= and no subclass "
+        f'with one: write class {cls.__name__}(…, type="…"), or import its subclasses'
+        for handler, cls in naming
+        if not registry.concrete(cls)
+    ]:
+        raise ConfigurationError(*problems)
     return registry
 
 
@@ -50,7 +61,8 @@ def _is_event(value: Any) -> bool:
 
 
 def _with_subclasses(cls: type[Event]) -> Iterator[type[Event]]:
-    yield cls
+    if cls is not Failed:  # ours, and nobody subscribes to it
+        yield cls
     if cls.__schema__.type is None:
         for below in cls.__subclasses__():
             yield from _with_subclasses(below)

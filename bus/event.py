@@ -115,6 +115,11 @@ class Event(Data):
         Steps run one after the other until the class's own version is reached; each gets a plain dict and returns one.
         Raises ConfigurationError where there is such a step already, or the version is not older than the class's.
         """
+        if not isinstance(version, int):
+            raise ConfigurationError(
+                f"{cls.__name__}.upcast({version!r}): it takes the version from which the step leads, as in "
+                f"@{cls.__name__}.upcast(1)"
+            )
 
         def register(step: F) -> F:
             schema = cls.__schema__

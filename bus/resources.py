@@ -34,6 +34,10 @@ class Resource:
 
 def declare(function: Callable[..., Any], per: Per) -> Resource:
     """Return the resource that an async generator function declares; raise ConfigurationError if it is none."""
+    if per not in get_args(Per):
+        raise ConfigurationError(
+            f'{where(function)}: per={per!r}; it is "worker" (opened once; the default) or "delivery" (each call)'
+        )
     if not inspect.isasyncgenfunction(function):
         raise ConfigurationError(f"{where(function)}: a resource is an async generator that yields its value once")
     hints = hints_of(function)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
-from . import ordering, resources, topic
+from . import ordering, resources, signature, topic
 from .clock import Seconds, span
 from .context import Context
 from .errors import ConfigurationError
@@ -189,6 +189,7 @@ class Service:
         annotations: Context, Message, or a resource. What it returns is published with its ack. `options` are those of
         `Options`; raises ConfigurationError for one that is none, or a value that cannot be.
         """
+        signature.check_parentheses(self.name, sources)
 
         def register(function: Fn) -> Fn:
             self.handlers.append(_handler(self, function, sources, options))
@@ -319,7 +320,8 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
     patterns = tuple(_pattern(source, place) for source in sources if isinstance(source, str))
     queues = tuple(source.name for source in sources if isinstance(source, Queue))
     if not sources or len(events) + len(patterns) + len(queues) != len(sources) or (events and patterns + queues):
-        raise ConfigurationError(f"{place}: on() takes event classes, or topic patterns and Queue(…), but not both")
+        odd = [each for each in sources if each not in events and not isinstance(each, str | Queue)]
+        raise ConfigurationError(f"{place}: {signature.misfit(sources, odd)}")
     concurrency, idempotent = options.get("concurrency"), options.get("idempotent", False)
     if not isinstance(idempotent, bool):
         raise ConfigurationError(f"{place}: idempotent={idempotent!r}; it is True or False")
@@ -336,7 +338,7 @@ def _handler(service: Service, function: Callable[..., Any], sources: tuple[Any,
         retry=retry,
         timeout=_timeout(options.get("timeout", DEFAULT_TIMEOUT), place),
         concurrency=None if concurrency is None else _concurrency(place, concurrency),
-        needs=_needs(function, place),
+        needs=signature.read(function, place, events or (Message,)),
         rate=_rate(options.get("rate"), place),
         ordered_by=ordered_by,
         ordered_window=ordering.check(place, events, retry, ordered_by, options.get("ordered_window")),
@@ -356,25 +358,6 @@ def _rate(written: str | None, place: str) -> Rate | None:
         return None if written is None else rate(written)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from None
-
-
-def _needs(function: Callable[..., Any], place: str) -> dict[str, Key]:
-    parameters = list(inspect.signature(function).parameters.values())
-    if not parameters or parameters[0].kind not in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
-        raise ConfigurationError(f"{place}: a handler takes the event as its first parameter")
-    hints = resources.hints_of(function)
-    needs = {}
-    for parameter in parameters[1:]:
-        if parameter.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
-            raise ConfigurationError(f"{place}: parameter '{parameter}': parameters are passed by name, one by one")
-        if parameter.name in hints:
-            needs[parameter.name] = hints[parameter.name]
-        elif parameter.default is inspect.Parameter.empty:
-            raise ConfigurationError(f"{place}: parameter {parameter.name!r} has no annotation to find a resource by")
-    return needs
 
 
 def _timeout(given: Seconds, place: str) -> float:

@@ -21,7 +21,7 @@ LAYERS = (
     {"packing"},
     {"transport"},
     {"transport.memory", "transport.memory_letters", "transport.memory_topology", "transport.rabbitmq"},
-    {"context", "resources", "ordering", "store", "wrapped", "provided", "runs"},
+    {"context", "resources", "ordering", "store", "wrapped", "provided", "runs", "signature"},
     {"service"},
     {"middleware", "failure", "answers", "importing"},
     {"deploys", "idempotency", "calling"},

@@ -10,6 +10,7 @@ import anyio
 
 from bus import (
     Event,
+    Events,
     Message,
     Outcome,
     Process,
@@ -72,11 +73,13 @@ class Slots:
         self.given += 1
 
 
-def process(service: Service, *middleware: Any, slots: Slots | None = None, **further: Any) -> Process:
+def process(
+    service: Service, *middleware: Any, slots: Slots | None = None, events: Events | None = None, **further: Any
+) -> Process:
     (handler,) = service.handlers
     runtime = Runtime(
         settings=Settings(max_message_bytes=1000),
-        events=named([service]),
+        events=named([service]) if events is None else events,
         resources=Resources(service.resources, {}),
         source="/test/shop",
         threads=anyio.CapacityLimiter(4),

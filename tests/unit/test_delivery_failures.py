@@ -19,6 +19,7 @@ from bus import (
     Context,
     DeadLetter,
     Event,
+    Events,
     Fate,
     Handler,
     Outcome,
@@ -47,7 +48,7 @@ async def outcome_of(work: Callable[..., Any], delivery: Played | None = None, *
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    async def work(placed: Placed) -> None:
+    async def work(event: Event) -> None:
         raise error
 
     return work
@@ -294,7 +295,7 @@ async def test_a_typed_handler_of_a_base_without_subclasses_never_gets_a_raw_mes
     service = Service("shop")
     service.on(Base, name="work")(raising(AssertionError("it must not run")))
     delivery = Played()
-    await process(service)(delivery)
+    await process(service, events=Events())(delivery)
     (outcome,) = delivery.settled
     assert isinstance(outcome, Retry)
     assert outcome.failure.error_type == "UnknownType"

@@ -168,7 +168,7 @@ async def test_a_test_sees_the_whole_grace_pass_in_no_time(monkeypatch: pytest.M
     older, newer = Service("shop"), Service("shop")
 
     @older.on(One, name="work")
-    async def work(one: One) -> None:
+    async def work(one: Event) -> None:
         ran.append(one)
 
     newer.on(One, Two, name="work")(work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,3 +222,30 @@ def test_a_base_that_a_handler_names_brings_its_subclasses_however_deep() -> Non
     assert types(discovery.named([service])) == ["one", "two"]
     assert types(discovery.named([service], Events([Apart]))) == ["apart", "one", "two"]
     assert len(discovery.named([])) == 0
+
+
+def test_a_base_that_stands_for_no_event_is_told_with_its_handler() -> None:
+    class Forgotten(Event): ...
+
+    service = Service("shop")
+    service.on(Forgotten, One)(work)
+    told = rf"\.work \({__file__}:\d+\): on\(Forgotten\) gets no events, .* write class Forgotten\(…, type="
+    with pytest.raises(ConfigurationError, match=told):
+        discovery.named([service])
+
+    class Later(Forgotten, type="later"): ...
+
+    assert types(discovery.named([service])) == ["later", "one"]
+
+
+def test_a_handler_of_every_event_gets_none_of_the_librarys_own() -> None:
+    code = """if True:
+        from bus import Event, Service, discovery
+        class One(Event, type="one"): ...
+        service = Service("shop")
+        service.on(Event, name="all")(lambda event: None)
+        print([cls.__schema__.type for cls in discovery.named([service])])
+    """
+    # alone: this process is full of the events of other tests
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert ran.stdout == "['one']\n"

@@ -14,6 +14,7 @@ from bus import (
     App,
     ConfigurationError,
     Context,
+    Data,
     Event,
     Events,
     Message,
@@ -29,6 +30,10 @@ from bus.testing import Tester
 
 
 class Placed(Event, type="order.placed"):
+    pass
+
+
+class Line(Data):
     pass
 
 
@@ -61,18 +66,24 @@ class Called:
 
 
 async def fine(event: Placed, context: Context, message: Message) -> None: ...
+async def raw(event: Message, context: Context) -> None: ...
+async def any_event(event: Event) -> None: ...
 
 
 @pytest.mark.parametrize(
     ("sources", "options", "function", "told"),
     [
-        ((), {}, fine, "event classes"),
-        ((Placed, "order.#"), {}, fine, "not both"),
+        ((), {}, fine, r"it got none: write on\(OrderPlaced\), or on\(\"order.#\"\)"),
+        ((Placed, "order.#"), {}, fine, "but not both: give each a handler of its own"),
         ((Placed, Queue("theirs")), {}, fine, "not both"),
         (("order.#ish",), {}, fine, "whole words"),
         (("order..placed",), {}, fine, "empty word"),
-        ((int,), {}, fine, "event classes"),
-        ((Placed(),), {}, fine, "event classes"),
+        ((int,), {}, fine, "takes event classes, or .*, and it got int"),
+        ((3,), {}, fine, "one by one, and it got 3"),
+        (([Placed],), {}, fine, "one by one, and it got "),
+        ((Placed, fine), {}, fine, "one by one, and it got "),
+        ((Placed(),), {}, fine, r"it got an event: write on\(Placed\)"),
+        ((Line,), {}, fine, "Line is Data, .*subclass Event, and give it type="),
         ((Placed,), {"timeout": 0}, fine, "at most 25 minutes"),
         ((Placed,), {"timeout": -1}, fine, "at most 25 minutes"),
         ((Placed,), {"timeout": 1500.001}, fine, "at most 25 minutes"),
@@ -149,9 +160,9 @@ def test_a_handler_is_what_was_declared_and_its_function_stays_as_it_is() -> Non
 
 def test_the_defaults_of_a_handler() -> None:
     service = Service("shop")
-    service.on("order.#")(fine)
+    service.on("order.#")(raw)
     (handler,) = service.handlers
-    assert (service.concurrency, handler.name, handler.patterns) == (16, "fine", ("order.#",))
+    assert (service.concurrency, handler.name, handler.patterns) == (16, "raw", ("order.#",))
     assert (handler.retry, handler.timeout, handler.concurrency) == (exponential(), 60.0, None)
 
 
@@ -171,14 +182,14 @@ def test_a_subscription_has_the_types_of_its_classes_and_a_step_for_deploys() ->
     class Two(Base, type="two"): ...
 
     service = Service("shop")
-    service.on(Base, Placed, name="typed", retry=fixed(3, 2))(fine)
-    service.on("a.*", Queue("theirs"), name="raw", retry=fixed(3, DEPLOY_STEP))(fine)
-    typed, raw = (handler.subscription(Events([One, Two, Placed])) for handler in service.handlers)
+    service.on(Base, Placed, name="typed", retry=fixed(3, 2))(any_event)
+    service.on("a.*", Queue("theirs"), retry=fixed(3, DEPLOY_STEP))(raw)
+    typed, other = (handler.subscription(Events([One, Two, Placed])) for handler in service.handlers)
     assert (typed.name, typed.patterns, typed.sources) == ("shop.typed", ("one", "two", "order.placed"), ())
     assert typed.delays == (timedelta(seconds=2), timedelta(seconds=10))
-    assert (raw.name, raw.patterns, raw.sources) == ("shop.raw", ("a.*",), ("theirs",))
-    assert raw.delays == (timedelta(seconds=10),)
-    assert not any((typed.ordered, typed.temporary, raw.ordered, raw.temporary))
+    assert (other.name, other.patterns, other.sources) == ("shop.raw", ("a.*",), ("theirs",))
+    assert other.delays == (timedelta(seconds=10),)
+    assert not any((typed.ordered, typed.temporary, other.ordered, other.temporary))
 
 
 @pytest.mark.parametrize("name", ["", "Shop", "1a", "a-b", "a.b", "tidegate", "events", "a" * 61])
@@ -349,6 +360,14 @@ def test_a_resource_is_an_async_generator(function: Callable[..., Any], told: st
     with pytest.raises(ConfigurationError, match=told) as raised:
         service.resource(function)
     assert f"({__file__}:{function.__code__.co_firstlineno})" in str(raised.value)
+    assert service.resources == []
+
+
+@pytest.mark.parametrize("per", ["delivry", "process", "Worker", None])
+def test_a_resource_lives_as_long_as_the_worker_or_a_delivery(per: Any) -> None:
+    service = Service("shop")
+    with pytest.raises(ConfigurationError, match=rf"\.pool \({__file__}:\d+\): per={per!r}; it is \"worker\" .*"):
+        service.resource(per=per)(pool)
     assert service.resources == []
 
 
