@@ -81,9 +81,16 @@ class Bus:
         not stored in time, or when the connection is lost while it waits. Only Unroutable and PublishRefused say that
         no handler runs. MessageTooLarge comes before anything is sent.
         """
-        within = span(timeout).total_seconds()
+        try:
+            within = span(timeout).total_seconds()
+        except (OverflowError, TypeError, ValueError):
+            raise ConfigurationError(
+                f"request: timeout={timeout!r}; it is seconds as a number, or a timedelta"
+            ) from None
         if within <= 0:
             raise ConfigurationError(f"request: a timeout of {timeout} leaves no time for an answer")
+        if not (isinstance(reply, type) and issubclass(reply, Event)):
+            raise ConfigurationError(f"request: reply={reply!r}; it is the class of the event that is waited for")
         wants = type_of(reply)
         message = replace(self.message(event), wants=wants)
         try:

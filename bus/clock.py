@@ -19,8 +19,11 @@ LONGEST_DELAY: Final = timedelta(days=310)
 
 
 def span(seconds: Seconds) -> timedelta:
-    """Return `seconds` as a timedelta."""
-    return seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+    """Return `seconds` as a timedelta; raises TypeError for what is no time, and what timedelta raises for nan."""
+    try:
+        return seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+    except TypeError:
+        raise TypeError(f"{seconds!r} is no span of time: give seconds as a number, or a timedelta") from None
 
 
 def now() -> datetime:

@@ -10,7 +10,7 @@ from . import clock
 from .clock import LONGEST_DELAY, Seconds, span
 from .errors import ConfigurationError
 from .event import Event
-from .message import Message, Outgoing, check_address, derived_id, wrap
+from .message import Message, Outgoing, check_address, derived_id, named, wrap
 
 
 NOW: Final = timedelta()
@@ -52,7 +52,7 @@ class Context:
         to: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """Publish events together with this delivery's ack; returns their ids.
+        """Publish events together with this delivery's ack; returns their ids, and is not awaited.
 
         `delay` is in seconds or a timedelta, `at` a point in time with a zone instead. `required` fails the delivery
         if no queue wants the event. `to` names one queue to send to. Raises MessageTooLarge at once.
@@ -62,7 +62,7 @@ class Context:
             check_address(to)
         made = []
         for position, event in enumerate(events, len(self._outgoing)):
-            kind = event.__class__.__schema__.type or event.__class__.__name__
+            kind, _ = named(event.__class__)
             id = derived_id(self.message, self._subscription, position, kind)
             message = wrap(event, id=id, source=self._source, limit=self._limit, cause=self.message, headers=headers)
             made.append(Outgoing(message, wait, required, to))
@@ -82,12 +82,14 @@ def until(delay: Seconds, at: datetime | None) -> timedelta:
             return NOW
         try:
             wait = span(delay)
-        except (OverflowError, ValueError):
-            raise ConfigurationError(f"publish: a delay of {delay} is no number of seconds up to 310 days") from None
+        except (OverflowError, TypeError, ValueError):
+            raise ConfigurationError(
+                f"publish: delay={delay!r}; it is seconds as a number, or a timedelta, up to 310 days"
+            ) from None
     elif delay:
         raise ConfigurationError("publish: give delay= or at=, not both")
-    elif at.tzinfo is None:
-        raise ConfigurationError("publish: at= must have a time zone, such as datetime.now(UTC) + …")
+    elif not isinstance(at, datetime) or at.tzinfo is None:
+        raise ConfigurationError(f"publish: at={at!r}; it is a datetime with a time zone, as datetime.now(UTC) + …")
     else:
         wait = at - clock.now()
     if wait > LONGEST_DELAY:

@@ -163,11 +163,16 @@ class Reject(TidegateError):
 class RetryAfter(TidegateError):
     """Raised by a handler: try again after `delay` (seconds or a timedelta), if the policy has attempts left.
 
-    Zero and less mean at once. Raises ConfigurationError over 310 days, the longest that there is.
+    Zero and less mean at once. Raises ConfigurationError over 310 days, the longest that there is, and for no time.
     """
 
     def __init__(self, delay: Seconds, why: str = "") -> None:
-        self.delay = span(delay)
+        try:
+            self.delay = span(delay)
+        except (OverflowError, TypeError, ValueError):
+            raise ConfigurationError(
+                f"RetryAfter({delay!r}): a delay is seconds as a number, or a timedelta, up to 310 days"
+            ) from None
         if self.delay > LONGEST_DELAY:
             raise ConfigurationError(f"RetryAfter: a delay of {self.delay} is longer than the longest, 310 days")
         super().__init__(why or f"the handler asked to be tried again after {self.delay.total_seconds():g} s")

@@ -7,7 +7,7 @@ The attributes of a message follow CloudEvents 1.0; an event class gives its `ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, TypeVar, get_args, get_origin
 
@@ -203,10 +203,26 @@ def decode_known(classes: dict[str, type[Event]], kind: str, body: bytes, versio
 
 
 def type_of(cls: type[Event]) -> str:
-    """Return the type that events of this class are published under; raise ConfigurationError for a base."""
+    """Return the type that events of this class are published under.
+
+    Raises ConfigurationError for a base, and for what is no event class at all.
+    """
+    if not issubclass(cls, Event):
+        raise ConfigurationError(_no_event(cls))
     if (kind := cls.__schema__.type) is None:
         raise ConfigurationError(f"{cls.__name__} has no type=, so it is a base and cannot be published")
     return kind
+
+
+def _no_event(cls: type) -> str:
+    told = f"publish: it takes events, one by one, and it got a {cls.__name__}"
+    if issubclass(cls, type):
+        return "publish: it takes events, and it got a class: make one of it, such as OrderPlaced(order_id=…)"
+    if issubclass(cls, Data):
+        return f"{told}, which is Data, a value inside of events: subclass Event, and give it type="
+    if issubclass(cls, Iterable) and not issubclass(cls, str | bytes | Mapping):
+        return f"{told}: write publish(*events) where there are several"
+    return f"{told}: make an event of it, such as OrderPlaced(order_id=…)"
 
 
 def _upcasted(cls: type[Event], body: bytes, version: int) -> bytes:

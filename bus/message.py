@@ -157,6 +157,11 @@ def _bytes(text: str, what: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ConfigurationError(f"{what} {text[:60]!r}: it has a lone surrogate, which is no character") from error
+    except AttributeError:
+        remedy = "" if isinstance(text, bytes) else ", such as str(…) of it"
+        raise ConfigurationError(
+            f"{what} {text!r}: it is of type {type(text).__name__}; give a string{remedy}"
+        ) from None
 
 
 def _short(id: str) -> str:
@@ -181,7 +186,7 @@ def wrap(
     MessageTooLarge, and ConfigurationError for an event class without a type or a value that
     JSON cannot hold.
     """
-    kind, version = _named(event.__class__)
+    kind, version = named(event.__class__)
     try:
         body = encode(event)
     except ValueError as error:
@@ -208,13 +213,20 @@ def wrap(
 
 
 @lru_cache(maxsize=4096)
-def _named(cls: type[Event]) -> tuple[str, int]:
+def named(cls: type[Event]) -> tuple[str, int]:
+    """Return type and version of the events of a class; raises ConfigurationError where they cannot be published."""
     return type_of(cls), cls.__schema__.version
 
 
 def _checked(headers: Mapping[str, str], kind: str) -> Mapping[str, str]:
     size = 0
-    for name, value in headers.items():
+    try:
+        pairs = headers.items()
+    except AttributeError:
+        raise ConfigurationError(f'publish: headers={headers!r}; they are a dict, such as {{"tenant": "7"}}') from None
+    for name, value in pairs:
+        if not isinstance(name, str):
+            raise ConfigurationError(f"header {name!r}: its name is a string")
         if name.lower() in RESERVED_HEADERS or name.startswith(RESERVED_PREFIXES):
             raise ConfigurationError(f"header {name!r}: that name means something to the broker, or to Tidegate itself")
         if not isinstance(value, str) or not 0 < len(_bytes(name, "header")) <= 255:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -96,6 +97,17 @@ async def test_how_an_event_is_published_is_told_to_the_transport(transport: Rec
         ([Placed()], {"headers": {"a": "1\udcff"}}, "header 'a': .*lone surrogate"),
         ([Placed()], {"headers": {"": "1"}}, "1 to 255 bytes"),
         ([Placed()], {"headers": {"ß" * 128: "1"}}, "1 to 255 bytes"),
+        ([Placed()], {"headers": "x"}, "headers='x'; they are a dict"),
+        ([Placed()], {"headers": {1: "x"}}, "header 1: its name is a string"),
+        ([Placed()], {"id": UUID(int=7)}, r"id UUID\('0.*: it is of type UUID; give a string, such as str\(…\) of it"),
+        ([Placed()], {"id": b"7"}, "id b'7': it is of type bytes; give a string$"),
+        ([Placed()], {"id": 7}, "id 7: it is of type int; give a string"),
+        ([Placed()], {"to": 3}, "to 3: it is of type int; give a string"),
+        ([Placed()], {"at": 3}, "at=3; it is a datetime"),
+        ([Placed()], {"delay": "5m"}, "delay='5m'; it is seconds"),
+        ([[Placed()]], {}, r"it got a list: write publish\(\*events\)"),
+        (["x"], {}, "it got a str"),
+        ([Placed], {}, "it got a class"),
         ([Placed()], {"id": ""}, "id='' must have 1 to 255 bytes"),
         ([Placed()], {"id": "ß" * 128}, "must have 1 to 255 bytes"),
         ([Placed()], {"id": "one\nforged"}, "no control characters"),
@@ -108,7 +120,7 @@ async def test_how_an_event_is_published_is_told_to_the_transport(transport: Rec
     ],
 )
 async def test_a_publish_that_cannot_be_meant_sends_nothing(
-    transport: Recording, arguments: list[Event], options: dict[str, Any], told: str
+    transport: Recording, arguments: list[Any], options: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=told):
         await Bus(transport, Settings(), "/test").publish(*arguments, **options)
@@ -262,6 +274,13 @@ async def test_a_request_waits_for_one_type_and_for_some_time(transport: Recordi
             await bus.request(Placed(), Quoted, timeout=timeout)
     with pytest.raises(ConfigurationError, match="Base has no type="):
         await bus.request(Placed(), Base, timeout=1)
+    with pytest.raises(ConfigurationError, match="timeout='5s'; it is seconds as a number, or a timedelta"):
+        await bus.request(Placed(), Quoted, timeout="5s")  # type: ignore[arg-type]
+    for reply in (Quoted(), "quote.given", int):
+        with pytest.raises(ConfigurationError, match=r"request: reply=.*; it is the class of the event"):
+            await bus.request(Placed(), reply, timeout=1)  # type: ignore[type-var, arg-type]
+    with pytest.raises(ConfigurationError, match="it got a list"):
+        await bus.request([Placed()], Quoted, timeout=1)  # type: ignore[arg-type]
     with pytest.raises(MessageTooLarge):
         await bus.request(Placed(note="x" * 100), Quoted, timeout=1)
     assert transport.published == []

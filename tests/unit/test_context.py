@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
-from bus import ConfigurationError, Context, Event, Message, MessageTooLarge, clock
+from bus import ConfigurationError, Context, Data, Event, Message, MessageTooLarge, RetryAfter, clock
 from bus.context import until
 from bus.message import derived_id
 
 
 class Shipped(Event, type="order.shipped"):
     note: str = ""
+
+
+class Line(Data):
+    pass
 
 
 class Billed(Event, type="order.billed"):
@@ -94,14 +98,50 @@ def test_how_long_to_wait(
     ("delay", "at", "told"),
     [
         (1, NOW, "not both"),
-        (0, datetime(2026, 1, 1), "must have a time zone"),  # noqa: DTZ001
+        (0, datetime(2026, 1, 1), r"at=datetime\..*\); it is a datetime with a time zone"),  # noqa: DTZ001
+        (0, NOW.date(), r"at=datetime\.date\(.*\); it is a datetime with a time zone"),
+        (0, 3, "at=3; it is a datetime"),
+        ("5m", None, "delay='5m'; it is seconds as a number, or a timedelta, up to 310 days"),
+        (float("nan"), None, "delay=nan; it is seconds"),
+        (float("inf"), None, "delay=inf; it is seconds"),
         (timedelta(days=310, seconds=1), None, "310 days"),
         (0, NOW + timedelta(days=311), "310 days"),
     ],
 )
-def test_a_wait_that_cannot_be_is_refused(
-    delay: float | timedelta, at: datetime | None, told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wait_that_cannot_be_is_refused(delay: Any, at: Any, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "now", lambda: NOW)
     with pytest.raises(ConfigurationError, match=told):
         until(delay, at)
+
+
+@pytest.mark.parametrize("delay", ["5m", None, float("nan"), timedelta(days=311)])
+def test_a_retry_is_asked_for_after_a_time(delay: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"RetryAfter.* 310 days"):
+        RetryAfter(delay)
+
+
+def test_what_is_no_time_is_told_as_it_was_given() -> None:
+    with pytest.raises(TypeError, match="'1h' is no span of time: give seconds as a number, or a timedelta"):
+        clock.span("1h")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([Shipped()], r"takes events, one by one, and it got a list: write publish\(\*events\)"),
+        ((Shipped(),), r"got a tuple: write publish\(\*events\)"),
+        ({"note": "x"}, "got a dict: make an event of it"),
+        ("order.shipped", "got a str: make an event of it"),
+        (None, "got a NoneType: make an event of it"),
+        (Shipped, "it got a class: make one of it"),
+        (Line(), "got a Line, which is Data, .*: subclass Event"),
+        (context().message, "got a Message: make an event of it"),
+        (Event(), "Event has no type="),
+    ],
+    ids=repr,
+)
+def test_what_is_no_event_is_told_and_nothing_is_published(given: Any, told: str) -> None:
+    handed = context()
+    with pytest.raises(ConfigurationError, match=told):
+        handed.publish(Shipped(), given)
+    assert handed.outgoing == ()
