@@ -27,7 +27,7 @@ class Resource:
     """A declared resource: `function` yields the value of `key`; `needs` names the resources that it takes itself."""
 
     key: Key
-    function: Callable[..., AsyncIterator[Any]]
+    function: Callable[..., AsyncGenerator[Any, None]]
     per: Per
     needs: Mapping[str, Key]
 
@@ -113,6 +113,7 @@ class Resources:
 
     def __init__(self, declared: Iterable[Resource], provided: Mapping[Key, Any]) -> None:
         self._declared = {resource.key: resource for resource in declared if resource.key not in provided}
+        self._scopes = {key: asynccontextmanager(_once(resource)) for key, resource in self._declared.items()}
         self._open: dict[Key, Any] = dict(provided)
 
     @asynccontextmanager
@@ -158,4 +159,49 @@ class Resources:
             if key not in scope and needed is not None:
                 await self._enter(needed, scope, stack)
             needs[name] = scope[key]
-        into[resource.key] = await stack.enter_async_context(asynccontextmanager(resource.function)(**needs))
+        try:
+            into[resource.key] = await stack.enter_async_context(self._scopes[resource.key](**needs))
+        except Exception as error:
+            error.add_note(f"while {called(resource.key)} was opened by {where(resource.function)}")
+            raise
+
+
+def _once(resource: Resource) -> Callable[..., AsyncIterator[Any]]:
+    return lambda **needs: _Once(resource, needs)
+
+
+class _Once(AsyncGenerator[Any, None]):
+    """What a resource's function made; it is told by its place where it does not yield exactly once."""
+
+    def __init__(self, resource: Resource, needs: Mapping[str, Any]) -> None:
+        self._resource = resource
+        self._generator = resource.function(**needs)
+        self._yielded = False
+
+    async def asend(self, value: None) -> Any:
+        """Go on to the yield, or from there to the end."""
+        try:
+            given = await self._generator.asend(value)
+        except StopAsyncIteration:
+            if self._yielded:
+                raise
+            raise self._wrong("ended without a yield") from None
+        if self._yielded:
+            await self._generator.aclose()
+            raise self._wrong("yielded a second time")
+        self._yielded = True
+        return given
+
+    async def athrow(self, *raised: Any) -> Any:
+        """Go on to the end with what was raised at the yield."""
+        await self._generator.athrow(*raised)
+        await self._generator.aclose()
+        raise self._wrong("yielded a second time, when an exception was raised at the first")
+
+    async def aclose(self) -> None:
+        """End it at the yield."""
+        await self._generator.aclose()
+
+    def _wrong(self, how: str) -> ConfigurationError:
+        key, place = called(self._resource.key), where(self._resource.function)
+        return ConfigurationError(f"{place}: it {how}: a resource yields its {key} once, and closes it after that")

@@ -182,12 +182,13 @@ class Worker:
             self._unavailable(service, error, delay, consuming)
 
         failure: BaseException | None = None
+        there: Opened | None = None
         try:
             async with AsyncExitStack() as stack:
                 async with _until(stop):
                     opening = opened(service, self._provided, self._random, failed)
                     there = await stack.enter_async_context(opening)
-                if stop.is_set():
+                if stop.is_set() or there is None:
                     return
                 if self.unavailable.pop(service.name, None) is not None:
                     self._logger.info("resources available", service=service.name)
@@ -200,14 +201,14 @@ class Worker:
                     failure = error
                     raise
         except Exception as error:
-            if failure is not None or isinstance(error, ConfigurationError):
+            if failure is not None or (there is None and isinstance(error, ConfigurationError)):
                 raise
             self._unclosed.append(error)
             self._logger.error("resource not closed", service=service.name, error=described(error))
 
     def _unavailable(self, service: Service, error: Exception, delay: float, consuming: Countdown) -> None:
         """Note that a service waits for its resources, and say so; it counts as started, for nobody waits for it."""
-        told = f"a resource or the store cannot be opened: {described(error)}"
+        told = "; ".join([f"a resource or the store cannot be opened: {described(error)}", *_notes(error)])
         self._logger.error("service unavailable", service=service.name, error=told, again_in=round(delay, 1))
         self.unavailable[service.name] = error
         for handler in service.handlers:
@@ -285,6 +286,11 @@ class Worker:
                     return True
                 seen = True
         return False
+
+
+def _notes(error: Exception) -> list[str]:
+    """Return what was noted with it, such as which resource was opened."""
+    return [str(note) for note in getattr(error, "__notes__", ())]
 
 
 class Countdown:

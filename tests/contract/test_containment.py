@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bus import Event, Service, SqliteStore, exponential
+from bus.resources import where
 from bus.store import sqlite
 
 from .stage import Log, Placed, Shipped, Stage
@@ -70,7 +71,10 @@ async def test_c1_a_resource_that_cannot_be_opened_holds_up_its_own_service_only
         assert isinstance(told, dict)
         assert told["status"] == "not ready"
         assert told["handlers"]["healthy.work"] == {"state": "consuming"}
-        why = "a resource or the store cannot be opened: ConnectionRefusedError: no database at port 5432"
+        why = (
+            "a resource or the store cannot be opened: ConnectionRefusedError: no database at port 5432; "
+            f"while Pool was opened by {where(pool)}"
+        )
         assert told["handlers"]["sick.work"] == {"state": "not consuming", "why": why}
         there.append(True)
         await done.reaches(1)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, Generic, TypeVar
 
 import pytest
 
+from bus import ConfigurationError, Service, Settings
+from bus.discovery import named
 from bus.resources import Resources, called, check, declare, where
+from bus.transport.memory import MemoryTransport
+from bus.worker import Worker
 
 
 T = TypeVar("T")
@@ -132,6 +138,99 @@ async def test_what_opens_in_vain_closes_what_is_open() -> None:
         async with resources.opened():
             raise AssertionError("it must not come so far")
     assert LOG == ["open pool", "open mailer", "close mailer", "close pool"]
+
+
+async def test_what_opens_in_vain_is_named_with_its_place_and_raises_what_it_raised() -> None:
+    async def failing() -> AsyncIterator[Session]:
+        raise KeyError("DATABASE_URL")
+        yield Session()
+
+    async def needing(session: Session) -> AsyncIterator[Mailer]:
+        yield Mailer()
+
+    resources = Resources([declare(needing, "delivery"), declare(failing, "delivery")], {})
+    async with resources.opened(), AsyncExitStack() as stack:
+        with pytest.raises(KeyError, match="DATABASE_URL") as raised:
+            await resources.values({"mailer": Mailer}, stack, [])
+    assert raised.value.__notes__[0] == f"while Session was opened by {where(failing)}"
+
+
+async def yields_nothing() -> AsyncIterator[Pool]:
+    if LOG:
+        yield Pool()
+
+
+async def yields_twice() -> AsyncIterator[Pool]:
+    yield Pool()
+    yield Pool()
+
+
+async def yields_again_when_it_fails() -> AsyncIterator[Pool]:
+    try:
+        yield Pool()
+    except ValueError:
+        yield Pool()
+    finally:
+        LOG.append("closed")
+
+
+async def test_a_resource_that_yields_nothing_is_a_mistake_that_names_it() -> None:
+    told = f"{where(yields_nothing)}: it ended without a yield: a resource yields its Pool once"
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        async with Resources([declare(yields_nothing, "worker")], {}).opened():
+            raise AssertionError("it must not come so far")
+
+
+@pytest.mark.parametrize(
+    ("function", "told", "closed"),
+    [
+        (yields_twice, "it yielded a second time: a resource yields its Pool once, and closes it after that", []),
+        (yields_again_when_it_fails, "it yielded a second time, when an exception was raised at the first", ["closed"]),
+    ],
+)
+async def test_a_resource_that_yields_twice_is_a_mistake_that_names_it(
+    function: Any, told: str, closed: list[str]
+) -> None:
+    resources = Resources([declare(function, "delivery")], {})
+    with pytest.raises(ConfigurationError, match=re.escape(f"{where(function)}: {told}")):
+        async with AsyncExitStack() as stack:
+            await resources.values({"pool": Pool}, stack, [])
+            if function is yields_again_when_it_fails:
+                raise ValueError("its own")
+    assert list(LOG) == closed
+
+
+async def ended(*services: Service) -> Worker:
+    """Run services until the first has begun to consume, and return their worker when it has ended."""
+    transport, stop = MemoryTransport(), asyncio.Event()
+    running = Worker(
+        transport, services, app="unit", events=named(services), settings=Settings(), log=lambda _, process: process
+    )
+    await running.run(stop, stop.set)
+    return running
+
+
+async def test_a_worker_ends_at_once_over_a_resource_that_yields_nothing() -> None:
+    service = Service("shop")
+    service.resource(yields_nothing)
+    with pytest.raises(ExceptionGroup) as raised:
+        await asyncio.wait_for(ended(service), 5)
+    assert raised.group_contains(ConfigurationError, match=r"yields_nothing \(.*: it ended without a yield")
+
+
+async def test_a_resource_that_yields_twice_lets_the_neighbours_close() -> None:
+    sick, slow = Service("sick"), Service("slow")
+    sick.resource(yields_twice)
+
+    @slow.resource
+    async def mailer() -> AsyncIterator[Mailer]:
+        yield Mailer()
+        await asyncio.sleep(0.01)
+        LOG.append("close mailer")
+
+    with pytest.raises(ConfigurationError, match=r"yields_twice \(.*: it yielded a second time"):
+        await ended(sick, slow)
+    assert LOG == ["close mailer"]
 
 
 async def test_what_is_provided_replaces_what_is_declared_and_is_neither_opened_nor_closed() -> None:
