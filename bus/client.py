@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from . import settings as environment
 from .clock import Seconds, span
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound=Event)
 
+CLOSED: Final = object()
+
 
 class Bus:
     """Publishes events. Got from `connect()`, `App` or a `Tester`; tasks of one event loop may share it."""
@@ -34,6 +37,8 @@ class Bus:
         self._settings = settings
         self._source = source
         self._ids = Ids()
+        self._home: object = None
+        """The event loop that its connection is part of, where it has one; CLOSED is none."""
 
     async def publish(
         self,
@@ -56,6 +61,8 @@ class Bus:
         Waits for a connection up to `BUS_PUBLISH_TIMEOUT` (10 s). Raises PublishError with the fate of each id:
                 BusUnavailable, PublishRefused or Unroutable; MessageTooLarge before anything is sent.
         """
+        if self._home is not None and self._home is not asyncio._get_running_loop():
+            raise self._away()
         messages = [self.message(event, id=id, headers=headers) for event in events]
         if id is not None and len(events) != 1:
             raise ConfigurationError(f"publish(id=…) takes one event, it got {len(events)}")
@@ -81,6 +88,8 @@ class Bus:
         not stored in time, or when the connection is lost while it waits. Only Unroutable and PublishRefused say that
         no handler runs. MessageTooLarge comes before anything is sent.
         """
+        if self._home is not None and self._home is not asyncio._get_running_loop():
+            raise self._away()
         try:
             within = span(timeout).total_seconds()
         except (OverflowError, TypeError, ValueError):
@@ -108,6 +117,17 @@ class Bus:
         """How many replies came for which nobody waited: too late, not the first, or a stranger's."""
         return self._transport.replies.dropped
 
+    def _away(self) -> ConfigurationError:
+        if self._home is CLOSED:
+            return ConfigurationError(
+                "this bus is closed, and nothing was sent: publish inside of its `async with connect() as bus`, and "
+                "keep that open for as long as the program publishes"
+            )
+        return ConfigurationError(
+            "this bus was connected in another event loop, and nothing was sent: connect() once in each loop, or use "
+            "connect_sync(), which has a loop of its own"
+        )
+
     def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
         """Return the event as the message that `publish` would send; raises MessageTooLarge."""
         limit = self._settings.max_message_bytes
@@ -123,6 +143,7 @@ class SyncBus:
         self._bus = bus
         self._portal = portal
         self._pid = os.getpid()
+        self._closed = False
 
     def publish(
         self,
@@ -135,7 +156,7 @@ class SyncBus:
         headers: Mapping[str, str] | None = None,
     ) -> list[str]:
         """Store events safely and return their ids; as `Bus.publish`, and blocking."""
-        self._check_process()
+        self._check()
 
         async def publish() -> list[str]:
             return await self._bus.publish(
@@ -146,14 +167,18 @@ class SyncBus:
 
     def request(self, event: Event, reply: type[A], *, timeout: Seconds) -> A:
         """Publish an event and return the first event of the class `reply` that it causes; as `Bus.request`."""
-        self._check_process()
+        self._check()
 
         async def request() -> A:
             return await self._bus.request(event, reply, timeout=timeout)
 
         return self._portal.call(request)
 
-    def _check_process(self) -> None:
+    def _check(self) -> None:
+        if self._closed:
+            raise ConfigurationError(
+                "this bus is closed, and nothing was sent: publish inside of its `with connect_sync() as bus`"
+            )
         if self._pid != os.getpid():
             raise ConfigurationError("this bus was connected before a fork; call connect_sync() in the child process")
 
@@ -164,8 +189,10 @@ async def connect(
 ) -> AsyncIterator[Bus]:
     """Connect to the bus of `url`, or of `BUS_URL`: `async with connect() as bus: await bus.publish(…)`.
 
-    Returns at once; publishing waits for the connection. `source` names the publisher in each event (CloudEvents'
-    `source`). Raises ConfigurationError where there is no URL, or one of no bus: never a silent memory bus.
+    Returns at once; publishing waits for the connection. What it returns is no bus, but has one for its `async with`:
+    that belongs to the event loop in which it was connected, and is closed at the end. `source` names the publisher in
+    each event (CloudEvents' `source`). Raises ConfigurationError where there is no URL, or one of no bus: never a
+    silent memory bus.
     """
     chosen, url = _chosen(url, settings), None
     if not chosen.url:
@@ -173,7 +200,12 @@ async def connect(
             "connect(): there is no bus to connect to. Set BUS_URL, such as amqp://guest:guest@localhost/, or pass one."
         )
     async with transport(chosen) as opened:
-        yield Bus(opened, chosen, source)
+        bus = Bus(opened, chosen, source)
+        bus._home = asyncio.get_running_loop()
+        try:
+            yield bus
+        finally:
+            bus._home = CLOSED
 
 
 @contextmanager
@@ -188,7 +220,10 @@ def connect_sync(
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(connect(source=source, settings=chosen)) as bus,
     ):
-        yield SyncBus(bus, portal)
+        try:
+            yield (sync := SyncBus(bus, portal))
+        finally:
+            sync._closed = True
 
 
 def _chosen(url: str | None, settings: Settings | None) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -225,6 +226,38 @@ def test_code_that_is_not_async_publishes_the_same(transport: Recording) -> None
         ({"tenant": "7"}, "/web")
     ] * 2
     assert transport.closed == 1
+
+
+async def test_a_closed_bus_says_so_and_sends_nothing(transport: Recording) -> None:
+    async with connect("memory://") as bus:
+        await bus.publish(Placed())
+    with pytest.raises(ConfigurationError, match="this bus is closed, and nothing was sent"):
+        await bus.publish(Placed())
+    with pytest.raises(ConfigurationError, match="this bus is closed, and nothing was sent"):
+        await bus.request(Placed(), Quoted, timeout=1)
+    assert len(transport.published) == 1
+
+
+def test_a_bus_of_another_event_loop_says_so_and_sends_nothing(transport: Recording) -> None:
+    with asyncio.Runner() as home, asyncio.Runner() as other:
+        scope = connect("memory://")
+        bus = home.run(scope.__aenter__())
+        for work in (bus.publish(Placed()), bus.request(Placed(), Quoted, timeout=1)):
+            with pytest.raises(ConfigurationError, match="in another event loop, and nothing was sent: connect"):
+                other.run(work)
+        home.run(bus.publish(Placed()))
+        home.run(scope.__aexit__(None, None, None))
+    assert len(transport.published) == 1
+
+
+def test_a_closed_bus_of_code_that_is_not_async_says_so(transport: Recording) -> None:
+    with connect_sync("memory://") as bus:
+        pass
+    with pytest.raises(ConfigurationError, match="this bus is closed, and nothing was sent"):
+        bus.publish(Placed())
+    with pytest.raises(ConfigurationError, match="this bus is closed, and nothing was sent"):
+        bus.request(Placed(), Quoted, timeout=1)
+    assert transport.published == []
 
 
 def test_threads_share_one_connection(transport: Recording) -> None:
