@@ -8,11 +8,12 @@ The attributes of a message follow CloudEvents 1.0; an event class gives its `ty
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
+from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import from_json, to_json
 from typing_extensions import Unpack, dataclass_transform
 
@@ -40,11 +41,20 @@ class Schema:
 
 
 def _schema(name: str, kind: str | None, version: int) -> Schema:
-    if kind is not None and check_pattern(kind) and ("*" in kind or "#" in kind):
-        raise ConfigurationError(f"class {name}: type={kind!r} is a pattern; a type is plain dotted words")
-    if version < 1:
-        raise ConfigurationError(f"class {name}: version={version}; versions count from 1")
+    if kind is not None:
+        _check_type(name, kind)
+    if not isinstance(version, int) or version < 1:
+        raise ConfigurationError(f"class {name}: version={version!r}; versions count from 1")
     return Schema(kind, version)
+
+
+def _check_type(name: str, kind: str) -> None:
+    if not isinstance(kind, str) or "*" in kind or "#" in kind:
+        raise ConfigurationError(f'class {name}: type={kind!r}; a type is plain dotted words, such as "order.placed"')
+    try:
+        check_pattern(kind)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"class {name}: {error}") from None
 
 
 def _refuse_mutable_fields(cls: type[BaseModel]) -> None:
@@ -58,9 +68,16 @@ def _refuse_mutable_fields(cls: type[BaseModel]) -> None:
 
 def _mutable_in(annotation: Any) -> type | None:
     origin = get_origin(annotation) or annotation
-    if isinstance(origin, type) and issubclass(origin, _MUTABLE):
+    if isinstance(origin, type) and (issubclass(origin, _MUTABLE) or not _frozen(origin)):
         return origin
     return next((found for argument in get_args(annotation) if (found := _mutable_in(argument))), None)
+
+
+def _frozen(cls: type) -> bool:
+    """Tell whether a model or a dataclass is frozen; other classes are believed to be."""
+    if issubclass(cls, BaseModel):
+        return bool(cls.model_config.get("frozen"))
+    return not is_dataclass(cls) or bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, PrivateAttr))
@@ -82,7 +99,14 @@ class DataMeta(ModelMetaclass):
             raise ConfigurationError(
                 f"class {name}: unknown class keyword {unknown[0]!r}; an event takes type=, version= and pydantic's own"
             )
-        built: Any = super().__new__(mcs, name, bases, namespace, **config)
+        try:
+            built: Any = super().__new__(mcs, name, bases, namespace, **config)
+        except PydanticSchemaGenerationError as error:
+            unknown_type = str(error).partition(". ")[0]
+            raise ConfigurationError(
+                f"class {name}: {unknown_type}: fields are what JSON can hold, such as str, datetime, a tuple or "
+                "a Data class"
+            ) from None
         _refuse_mutable_fields(built)
         if not built.__pydantic_generic_metadata__["origin"]:  # Page[int] inherits the type of Page
             built.__schema__ = _schema(name, type, version)

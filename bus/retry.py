@@ -75,7 +75,7 @@ def immediate(attempts: int = 3) -> Policy:
 
 def fixed(attempts: int, delay: Seconds) -> Policy:
     """Try again after the same delay (seconds or a timedelta) each time, `attempts` runs in all."""
-    return _policy([_seconds("delay", delay)] * _retries(attempts), jitter=False)
+    return _policy([_seconds("delay", delay)] * _retries(attempts), jitter=False, most=f"delay={delay!r}")
 
 
 def exponential(
@@ -93,7 +93,7 @@ def exponential(
     for _ in range(_retries(attempts)):
         waits.append(min(wait, most))
         wait = waits[-1] * factor
-    return _policy(_rounded(waits), jitter=jitter)
+    return _policy(_rounded(waits), jitter=jitter, most=f"limit={limit!r}")
 
 
 def _retries(attempts: int) -> int:
@@ -108,7 +108,10 @@ def _retries(attempts: int) -> int:
 def _seconds(name: str, given: Seconds) -> float:
     if not isinstance(given, int | float | timedelta):
         raise ConfigurationError(f"a retry policy with {name}={given!r}: it takes seconds, or a timedelta")
-    return given.total_seconds() if isinstance(given, timedelta) else float(given)
+    seconds = given.total_seconds() if isinstance(given, timedelta) else float(given)
+    if not seconds >= 0:  # nan is no number either
+        raise ConfigurationError(f"a retry policy with {name}={given!r}: a delay is 0 seconds or more")
+    return seconds
 
 
 def _classes(name: str, errors: tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
@@ -127,9 +130,9 @@ def _rounded(waits: list[float]) -> list[float]:
     return [next(step for step in kept if step >= wait) for wait in waits]
 
 
-def _policy(waits: list[float], *, jitter: bool) -> Policy:
-    if any(not 0 <= wait <= LONGEST_DELAY.total_seconds() for wait in waits):
-        raise ConfigurationError("a retry policy's delays must lie between 0 and 310 days")
+def _policy(waits: list[float], *, jitter: bool, most: str = "") -> Policy:
+    if any(not wait <= LONGEST_DELAY.total_seconds() for wait in waits):
+        raise ConfigurationError(f"a retry policy with {most}: a delay of it is over 310 days, the longest there is")
     # the broker counts in milliseconds, and a retry is never early
     delays = tuple(timedelta(milliseconds=-(-round(wait * 1_000_000) // 1000)) for wait in waits)
     return Policy(len(delays) + 1, delays, jitter)

@@ -14,9 +14,11 @@ LONGEST = 255
 
 
 def check(pattern: str) -> str:
-    """Return `pattern` if AMQP takes it for a binding key; raise ConfigurationError if not."""
+    """Return `pattern` if it is dotted words that AMQP takes; raise ConfigurationError if not."""
     if not pattern or len(pattern.encode()) > LONGEST:
         raise ConfigurationError(f"topic pattern {pattern!r}: it must have 1 to {LONGEST} bytes")
+    if any(map(str.isspace, pattern)):
+        raise ConfigurationError(f"topic pattern {pattern!r}: it has white space; write words with dots between them")
     for word in pattern.split("."):
         if not word:
             raise ConfigurationError(f"topic pattern {pattern!r}: there is an empty word between two dots or at an end")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import socket
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -12,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from bus import ConfigurationError, Data, Event, Events, Undecodable
 from bus.errors import UnknownType, UnknownVersion
@@ -123,6 +125,30 @@ def test_a_class_keyword_that_nobody_knows_is_an_error() -> None:
             pass
 
 
+class Loose(BaseModel):
+    street: str
+
+
+class Stiff(BaseModel, frozen=True):
+    street: str
+
+
+@dataclass
+class Open:
+    street: str
+
+
+@dataclass(frozen=True)
+class Closed:
+    street: str
+
+
+@pytest.mark.parametrize("annotation", [socket.socket, bytearray], ids=repr)
+def test_a_field_that_no_event_can_hold_is_told_in_a_line(annotation: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^class Built: .*: fields are what JSON can hold.*$"):
+        event_with(annotation)
+
+
 def event_with(annotation: Any) -> Any:
     """Build an event class with one field."""
     return type(Event)("Built", (Event,), {"__annotations__": {"items": annotation}, "__module__": __name__}, type="x")
@@ -143,6 +169,9 @@ def event_with(annotation: Any) -> Any:
         collections.OrderedDict[str, int],
         collections.defaultdict[str, int],
         MutableMapping[str, int],
+        Loose,
+        tuple[Loose, ...],
+        Open | None,
     ],
 )
 def test_a_field_that_can_change_is_refused(annotation: Any) -> None:
@@ -161,6 +190,8 @@ def test_a_field_that_can_change_is_refused(annotation: Any) -> None:
         Sequence[int],
         Any,
         Annotated[int, "list"],
+        Stiff,
+        Closed,
     ],
 )
 def test_a_field_that_cannot_change_is_taken(annotation: Any) -> None:
@@ -169,7 +200,14 @@ def test_a_field_that_cannot_change_is_taken(annotation: Any) -> None:
 
 @pytest.mark.parametrize(
     ("keywords", "told"),
-    [({"type": "a.*"}, "is a pattern"), ({"type": ""}, "1 to 255"), ({"type": "a", "version": 0}, "from 1")],
+    [
+        ({"type": "a.*"}, "type='a.\\*'; a type is plain dotted words"),
+        ({"type": 3}, "type=3; a type is plain dotted words"),
+        ({"type": ""}, "class Wrong: .* 1 to 255"),
+        ({"type": "order placed"}, "class Wrong: .*'order placed': it has white space"),
+        ({"type": "a", "version": 0}, "version=0; versions count from 1"),
+        ({"type": "a", "version": "2"}, "version='2'; versions count from 1"),
+    ],
 )
 def test_a_type_is_plain_words_and_versions_count_from_one(keywords: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
