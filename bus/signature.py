@@ -78,7 +78,7 @@ def _check_taken(name: str, annotation: Any, given: Sequence[type], place: str) 
     elif Message in classes:
         remedy += ", and ask for the Message by another parameter"
     raise ConfigurationError(
-        f"{place}: it subscribes to {', '.join(cls.__name__ for cls in refused)}, which its first parameter, "
+        f"{place}: its on(…) hands it {' and '.join(cls.__name__ for cls in refused)}, which its first parameter, "
         f"`{name}: {called(annotation)}`, does not take; {remedy}"
     )
 

@@ -106,14 +106,18 @@ def test_a_handler_may_take_what_it_subscribes_to(sources: tuple[Any, ...], take
 @pytest.mark.parametrize(
     ("sources", "taken", "told"),
     [
-        ((Placed,), Cancelled, "to Placed, which .*`given: Cancelled`, does not take; annotate it `given: Placed`"),
+        (
+            (Placed,),
+            Cancelled,
+            "hands it Placed, which .*`given: Cancelled`, does not take; annotate it `given: Placed`",
+        ),
         ((Placed,), Late, "annotate it `given: Placed`"),
         ((Placed,), Line, "annotate it `given: Placed`"),
         ((Placed,), dict, "annotate it `given: Placed`"),
         ((Placed,), dict[str, str], "annotate it `given: Placed`"),
         ((Placed,), "Cancelled | None", "annotate it `given: Placed`"),
         ((Placed,), Message, "`given: Placed`, and ask for the Message by another parameter"),
-        ((Placed, Cancelled), Placed, "to Cancelled, which .*annotate it `given: Placed | Cancelled`"),
+        ((Placed, Cancelled), Placed, "hands it Cancelled, which .*annotate it `given: Placed | Cancelled`"),
         ((Offer,), Placed, "annotate it `given: Offer`"),
         ((Page[str],), Page[int], r"annotate it `given: Page\[str\]`"),
         (("order.#",), Placed, r"annotate it `given: Message`, or name event classes in on\(…\)"),
