@@ -6,6 +6,7 @@ So a message that comes again, after its connection was lost, finds its earlier 
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import Final, TypeAlias
 
 from .outcome import Outcome
@@ -28,14 +29,17 @@ class Runs:
     MOST: Final = 1_000
     """Outcomes that are kept for messages that may come again; the oldest go first."""
     KEPT: Final = 180.0
-    """Seconds after which what came not again does not come for its lost connection, and may be a replay."""
+    """Seconds from the next run on after which what came not again was settled elsewhere, and may be a replay."""
 
     def __init__(self) -> None:
         self._running: dict[Run, asyncio.Event | None] = {}
         self._unsettled: dict[Run, tuple[Outcome, float]] = {}
+        self._away = False
 
     def begin(self, key: Run | None) -> Run | None:
         """Note that a run begins, and return its key."""
+        if self._away:
+            self._reached()
         if key is not None:
             self._running.setdefault(key, None)
         return key
@@ -46,11 +50,20 @@ class Runs:
             return
         self._unsettled.pop(key, None)
         if unsettled is not None:
-            self._unsettled[key] = unsettled, asyncio.get_running_loop().time() + self.KEPT
+            self._unsettled[key], self._away = (unsettled, inf), True
             if len(self._unsettled) > self.MOST:
                 del self._unsettled[next(iter(self._unsettled))]
         if (waited_for := self._running.pop(key, None)) is not None:
             waited_for.set()
+
+    def _reached(self) -> None:
+        # what runs has come since: the connection is there again, and so is what was lost with it, by and by
+        self._away, now = False, asyncio.get_running_loop().time()
+        self._unsettled = {
+            key: (outcome, min(until, now + self.KEPT))
+            for key, (outcome, until) in self._unsettled.items()
+            if until > now
+        }
 
     async def over(self, delivery: Delivery) -> None:
         """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""

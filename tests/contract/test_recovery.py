@@ -33,6 +33,12 @@ FORGET = (
 )
 """Has a queue forget its consumers, which are not told."""
 
+KILL_QUEUE = (
+    '{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),'
+    " exit(amqqueue:get_pid(Q), kill)."
+)
+"""Kills the process of a classic queue, which begins anew with what was not acked."""
+
 
 def steady(log: Log[int], concurrency: int = 8) -> Service:
     service = Service("steady", concurrency=concurrency)
@@ -195,6 +201,63 @@ async def test_l2_a_queue_that_is_deleted_is_said_once(rabbitmq: Stage, caplog: 
     for queue in ("theirs", "steady.work"):
         assert len(lines(caplog, "not consuming", f"queue={queue}")) == 1
         assert len(lines(caplog, "consuming again", f"queue={queue}")) == 1
+
+
+async def test_l2_a_foreign_queue_that_somebody_has_alone_is_waited_for(
+    rabbitmq: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: Log[str] = Log()
+    service = Service("steady")
+
+    @service.on(Queue("theirs"))
+    async def work(message: Message) -> None:
+        log.append(message.id)
+
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+        theirs = await channel.declare_queue("theirs", durable=True)
+        tag = await theirs.consume(lambda _: asyncio.sleep(0), exclusive=True)
+        async with rabbitmq.hosting(service):
+            while not lines(caplog, "not consuming", "queue=theirs", "exclusive"):
+                await asyncio.sleep(0.01)
+            await theirs.cancel(tag)
+            await channel.default_exchange.publish(aio_pika.Message(b"{}", message_id="one"), "theirs")
+            await log.reaches(1)
+
+
+async def test_l2_what_ran_as_the_process_of_a_foreign_queue_died_is_not_run_again(
+    rabbitmq: Stage, broker: Shared, vhost_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun: Log[str] = Log()
+    go = asyncio.Event()
+    service = Service("steady", concurrency=4)
+
+    @service.on(Queue("theirs"))
+    async def work(message: Message) -> None:
+        begun.append(message.id)
+        if message.id == "one":
+            await go.wait()
+
+    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
+
+        async def send(id: str) -> None:
+            theirs = aio_pika.Message(b"{}", message_id=id, app_id="they", delivery_mode=2)
+            await channel.default_exchange.publish(theirs, "theirs")
+
+        await channel.declare_queue("theirs", durable=True)
+        caplog.set_level("INFO", logger="tidegate")
+        async with rabbitmq.hosting(service):
+            await send("one")
+            await begun.reaches(1)
+            await asyncio.to_thread(broker.node.ctl, "eval", KILL_QUEUE.format(vhost=vhost_name, queue="theirs"))
+            while not lines(caplog, "consuming again", "queue=theirs"):
+                await asyncio.sleep(0.01)
+            await send("two")  # the one before it came again, and waits for its first run
+            await begun.reaches(2)
+            go.set()
+            while not lines(caplog, "event=ack", "id=one"):
+                await asyncio.sleep(0.01)
+        assert await rabbitmq.ready("theirs") == 0
+    assert begun == ["one", "two"]
 
 
 async def test_l2_a_worker_finds_its_broker_on_a_port_that_opens_later(broker: Shared, vhost_name: str) -> None:

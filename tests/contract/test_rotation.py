@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from .stage import WITHIN, Log, Placed, staged
 
 
 ALL = Rights(".*", ".*", ".*")
+
+
+class Pool: ...
 
 
 def listening(log: Log[int]) -> Service:
@@ -105,6 +108,27 @@ async def test_s3_a_worker_goes_on_with_a_new_password_whichever_place_has_it_fi
             await until(lambda: seen(logs, "broker reachable") == BOTH, "both links")
             await stage.bus.publish(Placed(number=3))
             await log.reaches(4)
+
+
+async def test_s3_a_login_that_is_refused_as_the_first_message_is_to_be_consumed_is_waited_for(
+    broker: Shared, vhost_name: str, tmp_path: Path
+) -> None:
+    log: Log[int] = Log()
+    user = Rotated(broker.node, vhost_name, tmp_path / "password")
+    service = listening(log)
+
+    @service.resource
+    async def pool() -> AsyncIterator[Pool]:
+        user.write("expired")  # what publishes was let in, what consumes was not needed yet
+        yield Pool()
+
+    with structlog.testing.capture_logs() as logs:
+        async with staged("rabbitmq", await user.made(), password_file=user.file) as stage, stage.hosting(service):
+            await until(lambda: "consume" in seen(logs, "broker unreachable"), "the refusal")
+            user.write("PASSWORD")
+            await stage.bus.publish(Placed(number=1))
+            await log.reaches(1)
+    assert seen(logs, "broker unreachable") == {"consume"}
 
 
 async def test_s3_what_is_declared_again_waits_for_the_new_password_too(

@@ -29,6 +29,7 @@ from bus import (
 )
 from bus.errors import DeliveryLost
 from bus.message import Ids
+from bus.runs import Runs
 from bus.testing import context
 
 from .played import Placed, Played, Shipped, Slots, handling, process
@@ -277,6 +278,24 @@ async def test_another_attempt_or_a_message_without_an_id_of_its_own_is_run() ->
         delivery.refuse = [DeliveryLost("gone")]
         await run(delivery)
     assert len(runs) == 4
+
+
+async def test_a_lost_outcome_is_kept_however_long_nothing_comes() -> None:
+    runs: list[int] = []
+
+    async def work(placed: Placed) -> None:
+        runs.append(placed.number)
+
+    run, loop = process(handling(work)), asyncio.get_running_loop()
+    lost = Played()
+    lost.refuse = [DeliveryLost("the broker is away")]
+    await run(lost)
+    hours_later = loop.time() + 100 * Runs.KEPT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", lambda: hours_later)
+        await run(Played(b'{"number": 1}', id="another"))
+        await run(Played(redelivered=1))
+    assert runs == [0, 1]
 
 
 async def test_messages_of_one_id_and_two_sources_both_run_whatever_was_lost() -> None:

@@ -90,7 +90,8 @@ class Batch:
 class Channel:
     """A channel that is open until `closed` is set. Publishing, acking and reading never wait here.
 
-    The callbacks run while the link reads: they must be quick, and must not raise.
+    The callbacks run while the link reads: they must be quick, and must not raise. It is `doubtful` once the broker
+    cancelled its consumer: a queue that lives on has taken back what is acked by it from then on, maybe before, too.
     """
 
     def __init__(self, link: Link, number: int) -> None:
@@ -101,6 +102,7 @@ class Channel:
         self.on_end: Callable[[], None] = lambda: None
         self.acks = Acks()
         self.settled_last: deque[Settled] = deque(maxlen=0)
+        self.doubtful = False
         self.delivered = 0
         self.number = number
         self.link = link

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Self
 
 from pamqp import commands
@@ -17,6 +18,7 @@ from .delivery import RabbitMQDelivery, Settling
 from .doubts import Doubts
 from .hearing import Hearing
 from .inbox import Inbox
+from .patience import patient
 from .supervisor import Backoff, Supervisor
 from .suspects import SUSPECT
 
@@ -27,6 +29,8 @@ ANSWER_WITHIN: Final = 5.0
 """Seconds that any living broker needs to answer such a question, or to open a channel."""
 CONSUME_WITHIN: Final = 10.0
 """Seconds that a broker needs to consume from a queue, which may have to elect its leader first."""
+IN_USE: Final = "in exclusive use"
+"""What a queue says that somebody else consumes alone: no right is missing, and it may be free soon."""
 GONE_WITHIN: Final = 0.5
 """Seconds within which a queue that is deleted is gone for everybody; its consumers are cancelled before that."""
 
@@ -68,7 +72,7 @@ class Feed:
         self._lost_at: float | None = None
         self._tags: list[str] = []
         self._granted = 0
-        self._registered = self._renewing = False
+        self._registered = self._renewing = self._consumed = False
         self._wake = asyncio.Event()
         self._consuming = asyncio.Lock()
 
@@ -92,7 +96,7 @@ class Feed:
                     self._inbox.fail(error)
                     return
                 except ChannelClosed as error:
-                    if error.code == 403:
+                    if error.code == 403 and not self._consumed and IN_USE not in error.text:
                         self._inbox.fail(AccessRefused(f"queue {self._queue!r}: {error.text}"))
                         return
                     self._missing = error.code == 404
@@ -114,7 +118,7 @@ class Feed:
         try:
             channel.settled_last = deque(maxlen=0)
             channel.on_delivery = self._arrived
-            channel.on_cancelled = self._on_cancelled
+            channel.on_cancelled = partial(self._on_cancelled, channel)
             channel.on_end = self._wake.set
             self._probing, self._cancelled = not self._ordered, False
             self._tags, self._granted = [], 0
@@ -124,6 +128,7 @@ class Feed:
             self._renewing = False
             if channel.error is None:
                 backoff.reset()
+                self._doubts.reached()
                 self._tell_again()
             hearing = Hearing(channel)
             while channel.error is None and not self._cancelled and not self._left:
@@ -144,8 +149,7 @@ class Feed:
         finally:
             self._channel = None
             self._inbox.take_back(channel)
-            if channel.error is not None:
-                self._doubts.add(channel.settled_last)
+            self._doubts.add(channel.settled_last)
             if channel not in self._abandoned:
                 await channel.aclose()
 
@@ -172,7 +176,7 @@ class Feed:
         if channel.link.version.startswith(CLOSE_FOR_LATE):
             return False
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with patient(ANSWER_WITHIN):
                 # of an ordered queue somebody else may be active meanwhile, who must not be overtaken
                 for wait in (0.0,) if self._ordered else (0.0, GONE_WITHIN):
                     await asyncio.sleep(wait)
@@ -204,7 +208,7 @@ class Feed:
     async def _opened(self) -> Channel:
         link = await self._supervisor.link()
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with patient(ANSWER_WITHIN):
                 return await link.channel()
         except TimeoutError:
             link.give_up(f"no answer within {ANSWER_WITHIN:g} s")
@@ -235,7 +239,8 @@ class Feed:
     async def _probe(self, channel: Channel) -> None:
         """Ask for an answer: a channel that died at the broker without a word would be waited for for ever."""
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            # beside a Consume it would change how much that may take
+            async with self._consuming, patient(ANSWER_WITHIN):
                 await channel.rpc(commands.Basic.Qos(prefetch_count=self._limit))
         except TimeoutError:
             await channel.aclose()
@@ -257,6 +262,9 @@ class Feed:
                     self._wake.set()
         except ConnectionError:
             pass  # whatever is consumed next is consumed with the new limit
+        except asyncio.CancelledError:
+            self._wake.set()  # what was not asked for yet is asked for by `keep`
+            raise
 
     def leave(self) -> None:
         """Have the queue declared again, and consume it on another channel, as soon as the limit is 0."""
@@ -278,7 +286,7 @@ class Feed:
             if channel is None or channel.error is not None:
                 return
             try:
-                async with asyncio.timeout(CONSUME_WITHIN):
+                async with patient(CONSUME_WITHIN):
                     await self._grant(channel, min(self._limit, 1) if self._probing else self._limit)
                     self._registered = True
             except TimeoutError:
@@ -296,13 +304,15 @@ class Feed:
                 channel.release(wire.delivered(received.method)[0] for received in self._inbox.take_back(channel))
         if wanted > (channel.settled_last.maxlen or 0):
             channel.settled_last = deque(channel.settled_last, maxlen=wanted)
-        missing, self._granted = wanted - self._granted, wanted
-        if missing:
+        if wanted > self._granted:
+            await channel.rpc(commands.Basic.Qos(prefetch_count=wanted - self._granted))
+            # noted as it is sent: whoever is cut off before has not granted it, and whoever is after that has
+            self._granted = wanted
             # a tag of its own each time: 3.10 crashes the connection over a quorum queue whose tag comes again
             self._consumers += 1
             self._tags.append(str(self._consumers))
-            await channel.rpc(commands.Basic.Qos(prefetch_count=missing))
             await channel.rpc(commands.Basic.Consume(queue=self._queue, consumer_tag=self._tags[-1]))
+            self._consumed = True
 
     async def _ensure(self) -> None:
         """Have the queue declared again; a foreign one is waited for."""
@@ -312,16 +322,19 @@ class Feed:
             return
         backoff = Backoff(first=0.2)
         while True:
-            scratch = await (await self._supervisor.link()).channel()
+            scratch = await self._opened()
             try:
-                await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
+                async with patient(CONSUME_WITHIN):
+                    await scratch.rpc(commands.Queue.Declare(queue=self._queue, passive=True))
+                return
             except ChannelClosed as error:
                 if error.code != 404:
                     raise
-                await asyncio.sleep(backoff())
-            else:
-                await scratch.aclose()
-                return
+            except TimeoutError:
+                self._tell(f"no answer within {CONSUME_WITHIN:g} s")
+            finally:
+                scratch.leave()
+            await asyncio.sleep(backoff())
 
     def _arrived(self, received: Received) -> None:
         self._inbox.put(received)
@@ -330,8 +343,8 @@ class Feed:
             self._probing = False
             self._wake.set()
 
-    def _on_cancelled(self) -> None:
-        self._cancelled = True
+    def _on_cancelled(self, channel: Channel) -> None:
+        self._cancelled = channel.doubtful = True
         self._wake.set()
 
 

@@ -19,7 +19,7 @@ from .. import Subscription
 from . import copies, delay, envelope, wire
 from .cascade import Ways
 from .channel import Parcel, Received
-from .doubts import Settled
+from .doubts import Doubts, Settled
 from .supervisor import Backoff
 from .suspects import BEHIND, SUSPECT, Suspects
 from .topology import Names, retry_key
@@ -73,6 +73,7 @@ class Settling(Place):
     delay_to: Callable[[Ways], Awaitable[object]]
     answer: Callable[[str, Message], None]
     suspects: Suspects
+    doubts: Doubts
 
 
 class RabbitMQDelivery:
@@ -172,6 +173,13 @@ class RabbitMQDelivery:
 
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out; every copy is confirmed before the original is acked."""
+        channel, doubts = self._received.channel, self._settling.doubts
+        if isinstance(outcome, Release):
+            channel.release([self._tag])
+            return
+        if self.redelivered and not doubts.none and doubts.settled(self.handed, redelivered=True):
+            # it came again while its first handing, whose ack was lost, still ran: all but the ack is done
+            outcome = Ack()
         match outcome:
             case Ack(publish=(), complete=None):
                 pass
@@ -188,14 +196,13 @@ class RabbitMQDelivery:
                 self._answer(outcome.reply)
                 if not kept:
                     return
-            case Release():
-                self._received.channel.release([self._tag])
-                return
             case _:
                 assert_never(outcome)
         self._require_channel()
         # a wait for another version leaves the attempt as it is: its copy must not be taken for what was settled here
-        self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt)
+        if self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt) and channel.doubtful:
+            doubts.add([self.handed])
+            raise DeliveryLost(f"{self.message.id}: its outcome is carried out, but its queue may hand it out again")
 
     async def _stored(self, outcome: Ack) -> None:
         self._require_channel()
@@ -213,12 +220,13 @@ class RabbitMQDelivery:
         if reply is not None and (address := self.message.reply_to) is not None:
             self._settling.answer(address, reply)
 
-    def ack(self, *, known: bool = True) -> None:
-        """Ack it: its outcome is carried out. It is `known` then, should it come again because the ack was lost."""
+    def ack(self, *, known: bool = True) -> bool:
+        """Ack it: its outcome is carried out. Return whether it is known, should it come again as the ack was lost."""
         channel = self._received.channel
         channel.settle(self._tag)
-        if known and not self.message.id_made_up:
+        if known := known and not self.message.id_made_up:
             channel.settled_last.append(self.handed)
+        return known
 
     @property
     def handed(self) -> Settled:

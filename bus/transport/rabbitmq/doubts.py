@@ -1,16 +1,17 @@
-"""What was acked last on a connection that was lost: the broker may not have read it, and then sends it again."""
+"""What was acked last on a channel that is gone: the broker may not have read it, and then sends it again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from math import inf
 from typing import Final, TypeAlias
 
 
 Settled: TypeAlias = tuple[str, str, int, str, str]
 """A message's source and id, the attempt, the exchange that it came by, and which replay it comes from, if from any."""
 LAST: Final = 180.0
-"""Seconds after which what came not again does not come: a broker misses a silent peer in half of that."""
+"""Seconds of consuming anew after which what came not again does not come: a broker misses a silent peer in half."""
 
 
 class Doubts:
@@ -28,10 +29,13 @@ class Doubts:
         return not self._until
 
     def add(self, settled: Iterable[Settled]) -> None:
-        """Note what was acked last when the connection was lost."""
+        """Note what was acked last before nothing more could come again."""
+        self._until |= dict.fromkeys(settled, inf)
+
+    def reached(self) -> None:
+        """Count the time, from now on, in which what was noted may come again."""
         now = asyncio.get_running_loop().time()
-        self._until = {key: until for key, until in self._until.items() if until > now}
-        self._until |= dict.fromkeys(settled, now + LAST)
+        self._until = {key: min(until, now + LAST) for key, until in self._until.items() if until > now}
 
     def settled(self, handed: Settled, *, redelivered: bool) -> bool:
         """Tell whether a delivery was settled before; what comes for the first time, as a replay does, was not."""

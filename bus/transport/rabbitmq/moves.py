@@ -19,6 +19,7 @@ from .. import Subscription
 from . import wire
 from .address import Address
 from .channel import Channel, ChannelClosed, Received
+from .patience import patient
 from .record import MIGRATED, MIGRATING, PRUNED, QUEUE, Fold, Item, Record
 from .stream import Streams
 from .supervisor import Backoff, Supervisor
@@ -26,6 +27,10 @@ from .topology import Names, queue
 
 
 READ_WITHIN: Final = 5.0
+ASK_AFTER: Final = 5.0
+"""Seconds without news of the record after which its channel is asked whether it still lives."""
+ANSWER_WITHIN: Final = 10.0
+PREFETCH: Final = 100
 TO: Final = "to"
 BEFORE: Final = "before"
 SINGLE: Final = "x-single-active-consumer"
@@ -89,6 +94,7 @@ class Moves:
         self._changed = asyncio.Event()
         self._told: set[str] = set()
         self._reading = asyncio.Lock()
+        self._followed = False
 
     async def read(self) -> bool:
         """Read what is new in the record, and tell whether that was possible; if not, what was known stays known."""
@@ -110,20 +116,24 @@ class Moves:
             return True
 
     async def keep(self) -> None:
-        """Read on whenever the record grows; ends by being cancelled, or where the user may not read it."""
+        """Read on whenever the record grows; ends by being cancelled, or where the user never might read it."""
         backoff = Backoff(first=0.5, limit=30)
         while True:
             try:
-                await self._follow(await (await self._supervisor.link()).channel(), backoff)
+                await self._follow(backoff)
             except ChannelClosed as error:
-                if error.code == 403:
+                if error.code == 403 and not self._followed:
                     return
-            except ConnectionError:
-                pass  # the supervisor says so once
+            except (ConnectionError, AccessRefused):
+                pass  # the supervisor says so once, or else whoever consumes is told
+            except TimeoutError:
+                logger().debug("the record of the topology is not followed", error=f"no answer in {ANSWER_WITHIN:g} s")
             await asyncio.sleep(backoff())
 
-    async def _follow(self, channel: Channel, backoff: Backoff) -> None:
-        news = asyncio.Event()
+    async def _follow(self, backoff: Backoff) -> None:
+        link, news = await self._supervisor.link(), asyncio.Event()
+        async with patient(ANSWER_WITHIN):
+            channel = await link.channel()
 
         def arrived(received: Received) -> None:
             channel.settle(wire.delivered(received.method)[0])
@@ -132,17 +142,32 @@ class Moves:
         channel.on_delivery, channel.on_end = arrived, news.set
         channel.on_cancelled = channel.leave
         argument: Any = {"x-stream-offset": "next"}
-        await channel.rpc(commands.Basic.Qos(prefetch_count=100))
-        await channel.rpc(commands.Basic.Consume(queue=self._names.record, arguments=argument))
-        while channel.error is None:
-            # once at first: what was appended before this was consumed is read too
-            news.clear()
-            if await self.read():
-                backoff.reset()
-                await news.wait()
-            else:
-                await asyncio.sleep(backoff())
-        raise channel.error
+        try:
+            async with patient(ANSWER_WITHIN):
+                await channel.rpc(commands.Basic.Qos(prefetch_count=PREFETCH))
+                await channel.rpc(commands.Basic.Consume(queue=self._names.record, arguments=argument))
+            self._followed = True
+            while channel.error is None:
+                # once at first: what was appended before this was consumed is read too
+                news.clear()
+                if await self.read():
+                    backoff.reset()
+                    await self._hear(channel, news)
+                else:
+                    await asyncio.sleep(backoff())
+            raise channel.error
+        finally:
+            channel.leave()
+
+    async def _hear(self, channel: Channel, news: asyncio.Event) -> None:
+        """Wait for news. Raises TimeoutError where the channel died at the broker without a word."""
+        while not news.is_set():
+            try:
+                async with asyncio.timeout(ASK_AFTER):
+                    await news.wait()
+            except TimeoutError:
+                async with patient(ANSWER_WITHIN):
+                    await channel.rpc(commands.Basic.Qos(prefetch_count=PREFETCH))
 
     def of(self, subscription: Subscription) -> Move | None:
         """Return what the record says of a subscription."""

@@ -40,15 +40,21 @@ class Backoff:
 
 
 class Supervisor:
-    """One link that is there again soon after it was lost. `keep` runs for as long as it is needed."""
+    """One link that is there again soon after it was lost. `keep` runs for as long as it is needed.
 
-    def __init__(self, addresses: Sequence[Address], purpose: str, logger: Any) -> None:
+    `before` is another with the same login: whoever it let in was let in.
+    """
+
+    def __init__(
+        self, addresses: Sequence[Address], purpose: str, logger: Any, before: Supervisor | None = None
+    ) -> None:
         self._addresses = addresses
         self._purpose = purpose
         self._logger = logger
+        self._before = before
         self._link: Link | None = None
         self._refused: AccessRefused | None = None
-        self._let_in = False
+        self._reached = False
         self._tries = 0
         self._lost_at: float | None = None
         self._trouble = ""
@@ -59,6 +65,11 @@ class Supervisor:
     def hosts(self) -> int:
         """How many hosts it may connect to."""
         return len(self._addresses)
+
+    @property
+    def let_in(self) -> bool:
+        """Whether the login was ever taken: then a refusal is an outage, and no mistake of the user's."""
+        return self._reached or (self._before is not None and self._before.let_in)
 
     def leave(self, address: Address, why: str) -> None:
         """Go on at the next host, if this is the one that is connected to."""
@@ -75,7 +86,7 @@ class Supervisor:
         backoff, clock = Backoff(), asyncio.get_running_loop().time
         while True:
             link, since = await self._reach(backoff), clock()
-            self._link, self._refused, self._let_in, self._lost_at = link, None, True, None
+            self._link, self._refused, self._reached, self._lost_at = link, None, True, None
             self._told.clear()
             self._tell()
             try:
@@ -102,7 +113,7 @@ class Supervisor:
                     link = await Link.connect(address, timeout=patience)
                 except LinkRefused as error:
                     refused = error
-                    if self._let_in:  # else whoever waits is told
+                    if self.let_in:  # else whoever waits is told
                         self._not_reached(error)
                 except LinkLost as error:
                     self._not_reached(error)
@@ -111,7 +122,7 @@ class Supervisor:
                         after = round(clock() - self._lost_at, 1)
                         self._logger.info("broker reachable", link=self._purpose, after=after)
                     return link
-            if refused is not None and not self._let_in:
+            if refused is not None and not self.let_in:
                 # who was let in before waits: what decides on logins may be in trouble, too
                 self._refused = AccessRefused(str(refused))
                 self._tell()
@@ -129,7 +140,7 @@ class Supervisor:
         self._told.add(self._trouble)
 
     async def link(self) -> Link:
-        """Return the link, waiting for it without a bound. Raises AccessRefused where no host ever let it in."""
+        """Return the link, waiting for it without a bound. Raises AccessRefused where nobody was ever let in."""
         while self._link is None or self._link.error is not None:
             if self._refused is not None:
                 raise self._refused

@@ -6,7 +6,7 @@ Arguments of a queue are immutable at the broker, so they are what DESIGN says f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
@@ -343,18 +343,19 @@ async def declare_when_up(
     names: Names,
     subscriptions: Sequence[Subscription],
     backoff: Any,
-    without: Container[object] = (),
-    moved: Moved = NOT_MOVED,
+    changes: Callable[[], tuple[Container[object], Moved]] = lambda: ((), NOT_MOVED),
+    turn: asyncio.Lock | None = None,
 ) -> dict[str, TidegateError]:
-    """Declare as soon as a broker answers; waits without a bound.
+    """Declare as soon as a broker answers; waits without a bound, but takes its turn for each try alone.
 
-    Called by who was let in before: a login that is refused now is waited for as a broker that is away.
+    Called by who was let in before: a login that is refused now is waited for as a broker that is away. `changes` tells
+    what `declare` is to leave out, and what was moved, by the time of each try.
     """
-    told = False
+    told, turn = False, turn or asyncio.Lock()
     while True:
         try:
-            async with administration(addresses) as connection:
-                return await declare(connection, names, subscriptions, without, moved)
+            async with turn, administration(addresses) as connection:
+                return await declare(connection, names, subscriptions, *changes())
         except (LinkRefused, ConnectionError, AMQPError, TimeoutError) as error:
             if not told:
                 logger().warning("the topology cannot be declared now", error=str(error) or repr(error))

@@ -57,12 +57,12 @@ class RabbitMQTransport:
         self._names = topology.Names(settings.namespace)
         self._events = self._names.events
         self._publishing = Supervisor(hosts, "publish", log)
-        self._consuming = Supervisor(hosts, "consume", log)
+        self._consuming = Supervisor(hosts, "consume", log, self._publishing)
         self._publisher = Publisher(
             self._publishing, self._names.events, settings.publish_timeout, self._consuming.leave
         )
         self._requests = Requests(self._publishing, self._names.events, settings.publish_timeout)
-        self._answers = Answers(Supervisor(hosts, "answer", log))
+        self._answers = Answers(Supervisor(hosts, "answer", log, self._publishing))
         self._cascade = Cascade(self._addresses, self._names, self._publishing, settings.publish_timeout)
         self._dead_letters = RabbitMQDeadLetters(hosts, self._names, settings.publish_timeout)
         self._moves = Moves(hosts, self._names, settings.publish_timeout, self._consuming)
@@ -120,15 +120,18 @@ class RabbitMQTransport:
         for _ in range(READ_TRIES):
             if await self._moves.read():
                 break
-        async with self._declaring:
+
+        def changes() -> tuple[Collection[object], topology.Moved]:
             moving = [self._names.queue(each) for each in subscriptions if self._moves.moving(each)]
             moved = {self._names.queue(each): to for each in subscriptions if (to := self._moves.arguments(each))}
-            found = await topology.declare_when_up(
-                self._addresses, self._names, subscriptions, Backoff(), [*without, *moving], moved
-            )
-            for each in subscriptions:
-                self._faults.pop(each.name, None)
-            self._faults |= found
+            return [*without, *moving], moved
+
+        found = await topology.declare_when_up(
+            self._addresses, self._names, subscriptions, Backoff(), changes, self._declaring
+        )
+        for each in subscriptions:
+            self._faults.pop(each.name, None)
+        self._faults |= found
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Store the messages, in order; waits for the broker up to the publish timeout."""
@@ -210,7 +213,7 @@ class RabbitMQTransport:
             Feed(self._consuming, source, inbox, limit, None, doubts, ordered=subscription.ordered)
             for source in subscription.sources
         ]
-        settling = self._settling(subscription, redeclare)
+        settling = self._settling(subscription, redeclare, doubts)
         async with asyncio.TaskGroup() as tasks:
             if self._moves.moving(subscription):
                 feeds[0].leave()
@@ -225,7 +228,10 @@ class RabbitMQTransport:
                     task.cancel()
 
     def _settling(
-        self, subscription: Subscription, redeclare: Callable[[], Awaitable[ConfigurationError | None]]
+        self,
+        subscription: Subscription,
+        redeclare: Callable[[], Awaitable[ConfigurationError | None]],
+        doubts: Doubts,
     ) -> Settling:
         return Settling(
             subscription,
@@ -237,6 +243,7 @@ class RabbitMQTransport:
             self._cascade.ready,
             self._answer,
             self._suspects_of(subscription.service),
+            doubts,
         )
 
     async def aclose(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace as Bare
+
+import pytest
 
 from bus import Message
 from bus.clock import now
 from bus.transport.rabbitmq.delivery import RabbitMQDelivery
-from bus.transport.rabbitmq.doubts import Doubts, Settled
+from bus.transport.rabbitmq.doubts import LAST, Doubts, Settled
 
 
 def handed(source: str, id: str = "5") -> Settled:
@@ -24,3 +27,16 @@ async def test_what_was_settled_is_known_when_it_comes_again_and_another_of_its_
     doubts.add([handed("/orders")])
     assert not doubts.settled(handed("/legacy"), redelivered=True)
     assert doubts.settled(handed("/orders"), redelivered=True)
+
+
+async def test_what_was_settled_is_known_however_long_nothing_could_come_and_forgotten_after_that() -> None:
+    doubts, loop = Doubts(), asyncio.get_running_loop()
+    doubts.add([handed("/orders")])
+    now = loop.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", lambda: now + 10 * LAST)
+        assert doubts.settled(handed("/orders"), redelivered=True)
+        doubts.reached()
+        assert doubts.settled(handed("/orders"), redelivered=True)
+        patch.setattr(loop, "time", lambda: now + 11 * LAST + 1)
+        assert not doubts.settled(handed("/orders"), redelivered=True)

@@ -63,11 +63,13 @@ class Hosts:
         return PlayedLink(address.host)
 
     @asynccontextmanager
-    async def supervised(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
+    async def supervised(
+        self, monkeypatch: pytest.MonkeyPatch, before: Supervisor | None = None
+    ) -> AsyncIterator[Supervisor]:
         """Keep a link to them in virtual time."""
         monkeypatch.setattr(supervisor_module, "Link", self)
         addresses = [Address(host=host, port=1, vhost="/", login="a", password="b") for host in self.answers]
-        supervisor = Supervisor(addresses, "publish", logger())
+        supervisor = Supervisor(addresses, "publish", logger(), before)
         time = VirtualTime(lambda: False)
         with time.installed(), time.jumping():
             async with asyncio.TaskGroup() as tasks:
@@ -170,6 +172,19 @@ async def test_who_was_let_in_once_waits_out_a_no(
         hosts.answers["a"] = "lets in"
         await supervisor.link()
         assert supervisor.trouble == ""
+
+
+async def test_who_was_let_in_by_another_link_waits_out_a_no_at_its_first_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = Hosts(a="lets in"), Hosts(b="says no")
+    async with first.supervised(monkeypatch) as publishing:
+        await publishing.link()
+        async with second.supervised(monkeypatch, publishing) as consuming, asyncio.TaskGroup() as tasks:
+            link = tasks.create_task(consuming.link())
+            await second.until(lambda: len(second.tries) >= 5)
+            second.answers["b"] = "lets in"
+        assert link.result().host == "b"  # type: ignore[attr-defined]
 
 
 async def test_an_outage_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
