@@ -370,9 +370,12 @@ class RabbitMQConsumer:
         while True:
             received = await inbox.get()
             delivery = RabbitMQDelivery(received, self._settling)
-            if doubts.none or not doubts.settled(delivery.handed, redelivered=delivery.redelivered > 0):
-                return delivery
-            delivery.ack()
+            if not doubts.none and doubts.settled(delivery.handed, redelivered=delivery.redelivered > 0):
+                delivery.ack()
+                continue
+            if delivery.redelivered:
+                doubts.taken_again(delivery.handed, delivery)
+            return delivery
 
     async def limit(self, unsettled: int) -> None:
         """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""

@@ -79,7 +79,7 @@ class Settling(Place):
 class RabbitMQDelivery:
     """A delivery; settling is bound to the life of the channel that it came by."""
 
-    __slots__ = ("_arrived", "_exchange", "_key", "_received", "_run", "_settling", "_tag")
+    __slots__ = ("__weakref__", "_arrived", "_exchange", "_key", "_received", "_run", "_settling", "_tag")
 
     def __init__(self, received: Received, settling: Settling) -> None:
         self._received = received
@@ -200,9 +200,18 @@ class RabbitMQDelivery:
                 assert_never(outcome)
         self._require_channel()
         # a wait for another version leaves the attempt as it is: its copy must not be taken for what was settled here
-        if self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt) and channel.doubtful:
+        known = self.ack(known=not isinstance(outcome, Retry) or outcome.attempt > self.attempt)
+        if known and (channel.doubtful or doubts.any_again):
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Note that the ack may be lost. Raises DeliveryLost where it is: the message came again meanwhile."""
+        channel, doubts = self._received.channel, self._settling.doubts
+        came_again = doubts.came_again(self.handed, self)
+        if came_again or channel.doubtful:
             doubts.add([self.handed])
-            raise DeliveryLost(f"{self.message.id}: its outcome is carried out, but its queue may hand it out again")
+        if came_again:
+            raise DeliveryLost(f"{self.message.id}: its queue handed it out again, and takes no ack of the first")
 
     async def _stored(self, outcome: Ack) -> None:
         self._require_channel()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from math import inf
 from typing import Final, TypeAlias
+from weakref import WeakValueDictionary
 
 
 Settled: TypeAlias = tuple[str, str, int, str, str]
@@ -22,6 +23,7 @@ class Doubts:
 
     def __init__(self) -> None:
         self._until: dict[Settled, float] = {}
+        self._again: WeakValueDictionary[Settled, object] = WeakValueDictionary()
 
     @property
     def none(self) -> bool:
@@ -31,6 +33,19 @@ class Doubts:
     def add(self, settled: Iterable[Settled]) -> None:
         """Note what was acked last before nothing more could come again."""
         self._until |= dict.fromkeys(settled, inf)
+
+    def taken_again(self, handed: Settled, delivery: object) -> None:
+        """Note a delivery that came before, for as long as somebody has it: what has it from before cannot ack it."""
+        self._again[handed] = delivery
+
+    @property
+    def any_again(self) -> bool:
+        """Whether somebody has a delivery that came before: rarely."""
+        return bool(self._again)
+
+    def came_again(self, handed: Settled, delivery: object) -> bool:
+        """Tell whether somebody has a later delivery of the same."""
+        return self._again.get(handed, delivery) is not delivery
 
     def reached(self) -> None:
         """Count the time, from now on, in which what was noted may come again."""

@@ -83,6 +83,19 @@ async def refused(peer: Peer) -> None:
     await closed(peer, number, REFUSED)
 
 
+def delivered(peer: Peer, number: int) -> None:
+    deliver = pamqp.frame.marshal(commands.Basic.Deliver("1", 1, False, "", "q"), number)
+    peer.writer.write(deliver + wire.content(number, 0, b"", b"body", 4096))
+
+
+async def cancelled(peer: Peer, number: int) -> None:
+    """Cancel the consumer of a queue that is not there any more."""
+    peer.send(commands.Basic.Cancel("1", True), number)
+    scratch = await asked(peer, commands.Channel.Open)
+    await peer.expect(commands.Queue.Declare)
+    await closed(peer, scratch, commands.Channel.Close(404, "NOT_FOUND", 50, 10))
+
+
 async def idle(feed: Feed, peer: Peer) -> None:
     """Open the channel of a feed whose limit is 0."""
     await asked(peer, commands.Channel.Open)
@@ -107,9 +120,8 @@ async def test_who_could_consume_waits_for_its_right_to_come_back_and_who_never_
         await closed(peer, await asked(peer, *CONSUME), REFUSED)
         await refused(peer)
         number = await asked(peer, *CONSUME)
-        deliver = pamqp.frame.marshal(commands.Basic.Deliver("1", 1, False, "", "q"), number)
-        peer.writer.write(deliver + wire.content(number, 0, b"", b"there again", 4096))
-        assert (await inbox.get()).body == b"there again"
+        delivered(peer, number)
+        assert (await inbox.get()).body == b"body"
     never = Inbox(set())
     async with feeding(never, 1) as (_, peer):
         await refused(peer)
@@ -144,12 +156,24 @@ async def test_no_question_comes_between_a_prefetch_and_its_consumer(
             await asked(peer, commands.Basic.Consume)
 
 
+async def test_what_was_acked_before_the_broker_cancels_is_in_doubt_and_what_is_acked_after_it_too(
+    inbox: Inbox,
+) -> None:
+    async with feeding(inbox, 1) as (feed, peer):
+        key = "/t", "5", 1, "", ""
+        number = await asked(peer, *CONSUME)
+        delivered(peer, number)
+        channel = (await inbox.get()).channel
+        channel.settled_last.append(key)
+        await cancelled(peer, number)
+        await asked(peer, commands.Channel.Open, commands.Queue.Declare, commands.Channel.Close, *CONSUME)
+        assert channel.doubtful
+        assert feed._doubts.settled(key, redelivered=True)
+
+
 async def test_a_source_that_is_looked_for_without_an_answer_is_looked_for_again(inbox: Inbox) -> None:
     async with feeding(inbox, 1) as (_, peer):
-        peer.send(commands.Basic.Cancel("1", True), await asked(peer, *CONSUME))
-        number = await asked(peer, commands.Channel.Open)
-        await peer.expect(commands.Queue.Declare)
-        await closed(peer, number, commands.Channel.Close(404, "NOT_FOUND", 50, 10))
+        await cancelled(peer, await asked(peer, *CONSUME))
         await asked(peer, commands.Channel.Open)
         await peer.expect(commands.Queue.Declare)  # never answered
         await asked(peer, commands.Channel.Close, commands.Channel.Open, commands.Queue.Declare)
