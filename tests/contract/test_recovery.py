@@ -218,7 +218,7 @@ async def test_l2_a_foreign_queue_that_somebody_has_alone_is_waited_for(
     async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
         theirs = await channel.declare_queue("theirs", durable=True)
         tag = await theirs.consume(ignore, exclusive=True)
-        async with rabbitmq.hosting(service):
+        async with rabbitmq.hosting(service), asyncio.timeout(WITHIN):
             while not lines(caplog, "not consuming", "queue=theirs", "exclusive"):
                 await asyncio.sleep(0.01)
             await theirs.cancel(tag)
@@ -247,7 +247,7 @@ async def test_l2_what_ran_as_the_process_of_a_foreign_queue_died_is_not_run_aga
 
         await channel.declare_queue("theirs", durable=True)
         caplog.set_level("INFO", logger="tidegate")
-        async with rabbitmq.hosting(service):
+        async with rabbitmq.hosting(service), asyncio.timeout(WITHIN):
             await send("one")
             await begun.reaches(1)
             await asyncio.to_thread(broker.node.ctl, "eval", KILL_QUEUE.format(vhost=vhost_name, queue="theirs"))
