@@ -149,7 +149,8 @@ class Feed:
         finally:
             self._channel = None
             self._inbox.take_back(channel)
-            self._doubts.add(channel.settled_last)
+            if channel.error is not None or channel.doubtful:
+                self._doubts.add(channel.settled_last)
             if channel not in self._abandoned:
                 await channel.aclose()
 
