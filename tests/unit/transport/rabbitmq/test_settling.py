@@ -17,6 +17,7 @@ from bus.transport import Subscription
 from bus.transport.rabbitmq import copies, delivery, wire
 from bus.transport.rabbitmq.channel import Parcel, Received
 from bus.transport.rabbitmq.delivery import RabbitMQDelivery, Settling
+from bus.transport.rabbitmq.doubts import Doubts
 from bus.transport.rabbitmq.largest import TooLarge
 from bus.transport.rabbitmq.topology import Names
 
@@ -68,7 +69,7 @@ def delivered(channel: Channel, headers: dict[str, Any], subscription: dict[str,
     received = Received(cast("Any", channel), raw, bytes(12) + flags.to_bytes(2, "big") + encoded, b"x" * 11)
     place = Subscription(service="stock", handler="work", **{"patterns": ("order.placed",), **subscription})
     unused: Any = None
-    settling = Settling(place, Names(), unused, too_large, too_large, unused, unused, unused, unused)
+    settling = Settling(place, Names(), unused, too_large, too_large, unused, unused, unused, unused, Doubts())
     return RabbitMQDelivery(received, settling)
 
 
