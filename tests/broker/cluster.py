@@ -40,6 +40,8 @@ class Cluster:
         if first.programs.image:
             raise NoBroker("three nodes need rabbitmq-server itself: install that package; Docker is not enough")
         self.each(lambda node: node.start() if node.pid() is None else None)
+        # one that was cut off starts its application again by itself
+        first.ctl("await_startup")
         first.ctl("await_online_nodes", str(len(self.nodes)))
 
     def each(self, do: Callable[[Node], object]) -> None:

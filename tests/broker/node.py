@@ -202,20 +202,12 @@ class Node:
         self.ctl("eval", f'[rabbit_vhost:delete(V, <<"tests">>) || V <- [{quoted}]].')
 
     def time_out_consumers(self, milliseconds: int) -> None:
-        """Take back what is unacked for longer; a queue that has a limit of its own listens to a policy only."""
+        """Take back what is unacked for longer; a queue of `/` that has a limit of its own listens to a policy only."""
         if self.version().startswith("3.10"):
             self.ctl("eval", f"application:set_env(rabbit, consumer_timeout, {milliseconds}).")
         else:
-            self.ctl(
-                "set_policy",
-                "-p",
-                self.vhost,
-                "--apply-to",
-                "queues",
-                "impatient",
-                ".*",
-                f'{{"consumer-timeout":{milliseconds}}}',
-            )
+            limit = f'{{"consumer-timeout":{milliseconds}}}'
+            self.ctl("set_policy", "--apply-to", "queues", "impatient", ".*", limit)
 
     def version(self) -> str:
         """Return the broker's version."""
