@@ -84,7 +84,8 @@ class Lines:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._raw: Any = None if stream is None else getattr(stream.buffer, "raw", stream.buffer)
-        self._lock = threading.Lock()
+        # a collection of garbage may log while a line is written
+        self._lock = threading.RLock()
         self._torn = False
 
     def msg(self, line: bytes) -> None:

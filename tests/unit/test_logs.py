@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -250,6 +251,27 @@ def test_a_line_stands_alone_that_follows_those_for_which_there_was_no_room() ->
         disk.room = 1000
         logs.logger().info("dead letter")
         assert json.loads(disk.written.splitlines()[-1])["event"] == "dead letter"
+
+
+class Telling(Disk):
+    """A disk on which garbage is collected while it is written to, and tells of itself by a line."""
+
+    lines: logs.Lines
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        if b"first" in bytes(data):
+            self.lines.msg(b"garbage")
+        return written
+
+
+def test_a_line_that_is_logged_while_one_is_written_waits_for_nobody() -> None:
+    disk = Telling(1000)
+    disk.lines = lines = logs.Lines(io.TextIOWrapper(disk))  # type: ignore[type-var]
+    writing = threading.Thread(target=lambda: lines.msg(b"first"), daemon=True)
+    writing.start()
+    writing.join(10)
+    assert disk.written.splitlines() == [b"first", b"garbage"]
 
 
 MANY = """
