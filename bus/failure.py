@@ -28,7 +28,7 @@ LONGEST_TRACEBACK = 16_000
 
 FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 CHAINED: Final = re.compile(r"^(?:The above exception was the direct|During handling of the above) ", re.MULTILINE)
-OURS: Final = Path(__file__).parent
+FOLDER: Final = Path(__file__).parent
 
 
 def worker_name() -> str:
@@ -119,8 +119,8 @@ def place_in(traceback: str) -> str:
 @lru_cache(1024)
 def _whose(file: str) -> Literal["own", "installed", "ours", "python's"]:
     """Return whose code a file is, on whichever machine it ran: ours is known by its names here."""
-    _, found, inside = file.rpartition(f"/{OURS.name}/")
-    if found and (OURS / inside).is_file():
+    _, found, inside = file.rpartition(f"/{FOLDER.name}/")
+    if found and (FOLDER / inside).is_file():
         return "ours"
     if "/site-packages/" in file or "/dist-packages/" in file:
         return "installed"

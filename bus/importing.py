@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sysconfig
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -13,14 +12,14 @@ from typing import Final
 
 from .errors import ConfigurationError, TidegateError
 from .failure import described
+from .places import INSTALLED, OURS, PYTHONS
 
 
 MOST_PLACES: Final = 5
 """Lines of code that are shown of those that led to an error: the innermost."""
-MACHINERY: Final = ("<frozen ", *(str(Path(file).parent) + os.sep for file in (__file__, importlib.__file__)))
+MACHINERY: Final = ("<frozen ", OURS, str(Path(importlib.__file__).parent) + os.sep)
 """Files of Tidegate itself and of Python's import: no line of theirs tells a user anything."""
 PLACED: Final = re.compile(r"\(.*\.py:\d+\)")
-LIBRARIES: Final = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def imported(name: str, setting: str) -> ModuleType:
@@ -63,7 +62,7 @@ def _told(name: str, setting: str, error: Exception) -> str:
 def _places(error: Exception) -> list[str]:
     """Return the user's lines of code that led to an error, the innermost last."""
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(MACHINERY)]
-    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    own = [frame for frame in frames if not frame.filename.startswith((*INSTALLED, *PYTHONS))]
     # an app that is installed lies among the libraries
     lines = [f"  {_short(frame.filename)}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in own or frames]
     if isinstance(error, SyntaxError) and error.filename and error.lineno:

@@ -7,22 +7,20 @@ the line of code where it is. Nothing is done for each delivery.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 from . import clock
 from .logs import logger
 from .metrics import Metric
+from .places import INSTALLED, OURS, PYTHONS
 
 
 THRESHOLD: Final = 1.0
@@ -35,9 +33,6 @@ STOPPED: Final = 0.02
 """Share of a processor that is less than what code takes that lets no thread run, on a machine however busy."""
 HANDLING: Final[ContextVar[str]] = ContextVar("tidegate_handling", default="")
 """The subscription whose delivery runs: tasks that a handler starts inherit it."""
-OURS: Final = str(Path(__file__).parent) + os.sep
-PYTHONS: Final = (sysconfig.get_path("stdlib") + os.sep, "<")
-INSTALLED: Final = tuple(sysconfig.get_path(kind) + os.sep for kind in ("purelib", "platlib"))
 TOLD: Final = (
     "everything in this process waits for it: await what takes long, hand it to asyncio.to_thread, or make the handler "
     "a plain function, which runs in a thread"

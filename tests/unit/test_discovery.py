@@ -151,7 +151,7 @@ def test_the_innermost_lines_are_told_relative_to_the_folder_in_which_the_progra
 def test_an_app_that_is_installed_among_the_libraries_has_its_lines_told(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.importing.LIBRARIES", (f"{tmp_path}/",))
+    monkeypatch.setattr("bus.importing.INSTALLED", (f"{tmp_path}/",))
     written.write(broken__="import not_installed")
     with pytest.raises(ConfigurationError, match=r"broken/__init__\.py:1, in <module>: import not_installed"):
         discovery.services("broken")
