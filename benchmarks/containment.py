@@ -26,12 +26,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.contained.services import First, Second, Work
+from benchmarks.contained.services import First, Second, Unheard, Work
 from benchmarks.figures import Run, rows, run_of, table, window
 from benchmarks.picture import picture
 from benchmarks.sick import LOG, RESOURCE, SERVICES, read
 from benchmarks.supervised import supervised
-from bus import Bus, Event, Settings, connect
+from bus import Bus, Event, Service, Settings, connect
+from bus.event import Events
 from bus.message import Outgoing
 from tests.broker.node import Node
 
@@ -56,6 +57,7 @@ class Fault:
     every: int = 1
     isolated: bool = False
     broken_at_start: bool = False
+    flooded: type[Work | Unheard] | None = None
 
 
 FAULTS = {
@@ -63,7 +65,8 @@ FAULTS = {
     "raises": Fault("always raises", "raises"),
     "hangs": Fault("hangs for ever", "hangs"),
     "slow": Fault("100 times slower", "slow"),
-    "flood": Fault("100,000 messages flood its queue"),
+    "flood": Fault("100,000 messages flood its queue", flooded=Work),
+    "flood-unheard": Fault("100,000 messages that nobody handles (the broker's part)", flooded=Unheard),
     "poison": Fault("poison bytes", "poison"),
     "storm": Fault("event storm", "storm"),
     "unavailable": Fault("its resource is gone", "unavailable"),
@@ -72,6 +75,7 @@ FAULTS = {
     "leaks": Fault("leaks until the process dies", "leaks"),
     "segfault": Fault("segfault", "segfault", SICK_RATE),
     "none-isolated": Fault("no fault, isolated (the noise)", isolated=True),
+    "storm-isolated": Fault("event storm, isolated", "storm", isolated=True),
     "blocks-isolated": Fault("blocks the loop for 2 s, isolated", "blocks", 4 * SICK_RATE, isolated=True),
     "leaks-isolated": Fault("leaks until the process dies, isolated", "leaks", isolated=True),
     "segfault-isolated": Fault("segfault, isolated", "segfault", SICK_RATE, isolated=True),
@@ -160,9 +164,9 @@ async def until_working(traffic: Traffic, folder: str, services: tuple[str, ...]
 
 
 @asynccontextmanager
-async def flooding(url: str) -> AsyncIterator[None]:
-    """Flood the sick service's queue meanwhile, from a process that yields to the others: it would be elsewhere."""
-    arguments = [sys.executable, "-m", "benchmarks.containment", "--flood", url]
+async def flooding(event: type[Work | Unheard], url: str) -> AsyncIterator[None]:
+    """Flood a queue meanwhile, from a process that yields to the others: it would be elsewhere."""
+    arguments = [sys.executable, "-m", "benchmarks.containment", "--flood", event.__name__, url]
     flooder = await asyncio.create_subprocess_exec("nice", *arguments)
     try:
         yield
@@ -172,13 +176,21 @@ async def flooding(url: str) -> AsyncIterator[None]:
         await flooder.wait()
 
 
-async def flood(url: str) -> None:
+async def flood(event: type[Work | Unheard], url: str) -> None:
     """Publish the flood."""
+    nobody = Service("nobody")
+    nobody.on(Unheard)(ignore)
     async with connect(url) as bus:
+        if event is Unheard:
+            await bus._transport.declare([handler.subscription(Events()) for handler in nobody.handlers])
         began, size = time.monotonic(), 100
         for sent in range(0, FLOOD, size):
-            await bus.publish(*(Work(at=float(number)) for number in range(sent, sent + size)))
+            await bus.publish(*(event(at=float(number)) for number in range(sent, sent + size)))
             await asyncio.sleep(max(0, began + sent / FLOOD_RATE - time.monotonic()))
+
+
+async def ignore(event: Unheard) -> None:
+    """Subscribe: nobody runs it."""
 
 
 async def run(name: str, contender: str, url: str) -> Run:
@@ -224,8 +236,8 @@ async def lasting(seconds: float) -> tuple[float, float]:
 async def ill(traffic: Traffic, fault: Fault, url: str) -> tuple[float, float]:
     """Let the fault happen for as long as its window."""
     async with AsyncExitStack() as stack:
-        if fault is FAULTS["flood"]:
-            await stack.enter_async_context(flooding(url))
+        if fault.flooded is not None:
+            await stack.enter_async_context(flooding(fault.flooded, url))
         traffic.fault = fault
         return await lasting(DURING)
 
@@ -269,10 +281,11 @@ def main() -> None:
     parser.add_argument(
         "--draw", type=Path, metavar="FILE", help="show these figures, and put table and picture into docs/"
     )
-    parser.add_argument("--flood", help=argparse.SUPPRESS)
+    parser.add_argument("--flood", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.flood:
-        asyncio.run(flood(chosen.flood))
+        kind, url = chosen.flood
+        asyncio.run(flood({each.__name__: each for each in (Work, Unheard)}[kind], url))
         return
     if chosen.draw:
         show([run_of(each) for each in json.loads(chosen.draw.read_text())], DOCS)

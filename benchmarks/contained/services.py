@@ -28,6 +28,12 @@ class Work(Event, type="containment.work"):
     fault: str = ""
 
 
+class Unheard(Event, type="containment.unheard"):
+    """For a queue that nobody consumes."""
+
+    at: float
+
+
 class Echo(Event, type="containment.echo"):
     """What the sick service answers itself with in a storm."""
 
