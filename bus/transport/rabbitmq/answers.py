@@ -16,6 +16,7 @@ from ...message import Message
 from . import envelope
 from .channel import GOODBYE, Batch, Channel, ChannelClosed, Parcel
 from .link import Link
+from .patience import patient
 from .publisher import ASK_AFTER, OPEN_WITHIN
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
@@ -100,7 +101,7 @@ class Answers:
 
     async def _opened(self, link: Link) -> Channel:
         try:
-            async with asyncio.timeout(OPEN_WITHIN):
+            async with patient(OPEN_WITHIN):
                 await link.writable()
                 return await link.channel(confirm=True)
         except TimeoutError:
@@ -144,8 +145,10 @@ class Answers:
         while self._doubtful:
             parcel = self._doubtful.popleft()
             if (batch := self._published(channel, parcel)) is not None:
-                await asyncio.wait((batch.future,), timeout=OPEN_WITHIN)
-                if not batch.future.done():
+                try:
+                    async with patient(OPEN_WITHIN):
+                        await asyncio.wait((batch.future,))
+                except TimeoutError:
                     _give_up(channel.link)
             if channel.error is not None:
                 if INTERNAL_ERROR in str(channel.error):

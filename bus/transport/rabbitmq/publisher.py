@@ -17,6 +17,7 @@ from .address import Address
 from .channel import Batch, Channel, ChannelClosed, LinkLost, Parcel
 from .largest import TooLarge, fits, limit_in
 from .link import Link
+from .patience import patient
 from .silence import Silence
 from .supervisor import Backoff, Supervisor
 from .wire import Malformed
@@ -111,7 +112,7 @@ class Publisher:
         if link.blocked:
             return False
         try:
-            async with asyncio.timeout(OPEN_WITHIN):
+            async with patient(OPEN_WITHIN):
                 (await link.channel()).leave()
         except TimeoutError:
             self._give_up(link)
@@ -282,7 +283,7 @@ class Publisher:
         link = await self._supervisor.link()
         await link.writable()  # a blocked broker does not answer either
         try:
-            async with asyncio.timeout(OPEN_WITHIN):
+            async with patient(OPEN_WITHIN):
                 for retired in [retired for retired in self._retired if retired.idle]:
                     self._retired.remove(retired)
                     retired.leave()

@@ -18,6 +18,7 @@ from ...replies import Replies
 from . import envelope, wire
 from .channel import Channel, ChannelClosed, LinkLost, Parcel, Received
 from .largest import TooLarge, fits, limit_in
+from .patience import patient
 from .publisher import OPEN_WITHIN, Publisher, WriteRefused
 from .supervisor import Backoff, Supervisor
 
@@ -100,7 +101,7 @@ class Requests(Publisher):
         channel.on_delivery = self._arrived
         channel.on_end = partial(self._ended, channel)
         try:
-            async with asyncio.timeout(OPEN_WITHIN):
+            async with patient(OPEN_WITHIN):
                 await channel.rpc(commands.Basic.Consume(queue=envelope.DIRECT_REPLIES, no_ack=True))
         except TimeoutError as error:
             self._give_up(channel.link)

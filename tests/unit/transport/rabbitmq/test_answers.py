@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -66,6 +67,23 @@ async def test_r4_an_answer_by_a_dead_link_goes_again_by_the_next_one(monkeypatc
             number = await opened(alive)
             assert await published(alive) == number
         assert first.error is not None
+
+
+async def test_r4_a_link_that_answered_a_loop_that_was_busy_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "OPEN_WITHIN", 0.2)
+    async with connected() as (first, lost), connected() as (second, alive), answering(first, second) as answers:
+        answers.send(ADDRESS, reply(1))
+        await opened(lost)
+        await published(lost)
+        lost.writer.transport.abort()
+        await opened(alive)
+        time.sleep(0.3)  # the last answer has come meanwhile
+        number = await published(alive)
+        alive.send(commands.Basic.Ack(1), number)
+        time.sleep(0.3)
+        answers.send(ADDRESS, reply(2))
+        assert await published(alive) == number
+        assert second.error is None
 
 
 async def test_r4_a_link_that_does_not_confirm_what_goes_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -145,6 +146,18 @@ async def test_a_link_that_opens_no_channel_is_given_up(monkeypatch: pytest.Monk
         with pytest.raises(BusUnavailable, match="no answer"):
             await publisher.publish([parcel("1")])
         assert "no answer" in str(link.error)
+
+
+async def test_a_link_that_answered_a_loop_that_was_busy_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "OPEN_WITHIN", 0.2)
+    async with publishing(60) as (publisher, peer, link):
+        publish = asyncio.ensure_future(publisher.publish([parcel("1")]))
+        await open_channel(peer)
+        time.sleep(0.3)  # the last answer has come meanwhile
+        number = await published(peer)
+        peer.send(commands.Basic.Ack(1), number)
+        await publish
+        assert link.error is None
 
 
 async def test_a_blocked_link_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
