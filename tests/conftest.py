@@ -9,6 +9,7 @@ import structlog
 from hypothesis import Phase, settings
 
 from tests.broker.fixtures import (
+    _told,
     _vhosts,
     broker,
     own_broker,
@@ -21,6 +22,7 @@ from tests.broker.fixtures import (
 
 
 __all__ = [
+    "_told",
     "_vhosts",
     "broker",
     "own_broker",

@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from .proxy import Proxy
 RUN = "TIDEGATE_TEST_RUN"
 """The folder, made by the first process of the run, in which its processes find the shared broker."""
 BATCH = 25
+BROKERS = frozenset({"broker", "own_broker", "three"})
+"""The fixtures that start RabbitMQ."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,6 +120,14 @@ async def proxy(broker: Shared) -> AsyncIterator[Proxy]:
     """A proxy in front of the shared broker."""
     async with Proxy(broker.port).running() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _told(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Say in the report that a test had a broker: `scripts/ran.py` counts these."""
+    yield
+    if not BROKERS.isdisjoint(request.fixturenames):
+        record_property("broker", "RabbitMQ")
 
 
 @contextmanager
