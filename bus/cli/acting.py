@@ -13,7 +13,7 @@ import typer
 
 from .. import logs
 from ..app import App
-from ..errors import BusUnavailable, ConfigurationError, Unroutable
+from ..errors import BusUnavailable, ConfigurationError, MessageTooLarge, Unroutable
 from ..outcome import Letter
 from ..transport import DeadLetters
 from .broker import dead_letters
@@ -137,7 +137,8 @@ class Run:
         except Unroutable as error:
             tell(f"{told}: {error}. `dead replay {told} --to SERVICE.HANDLER` sends it to another handler")
         except Exception as error:
-            if code_of(error) != FAILED:
+            # a letter that is too large is no reason to leave the others, as a wrong password is
+            if code_of(error) != FAILED and not isinstance(error, MessageTooLarge):
                 raise
             tell(f"{told}: {error}")
         del self._left[told]

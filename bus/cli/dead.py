@@ -171,9 +171,9 @@ def export(
     moving.export(app, file, choice(ids, service, handler, type, reason, older_than))
 
 
-def import_letters(app: App, file: FileArgument) -> None:
+def import_letters(app: App, file: FileArgument) -> int:
     """Keep the letters of a file as open ones, here or on another broker; what is open already is left out."""
-    moving.restore(app, file)
+    return moving.restore(app, file)
 
 
 def compact(app: App, service: Annotated[str, typer.Argument(help="The service.")], yes: YesOption = False) -> int:

@@ -16,11 +16,11 @@ import orjson
 import typer
 
 from ..app import App
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, MessageTooLarge
 from ..packing import unpack
 from .broker import dead_letters
 from .choice import Choice, matching, name
-from .errors import tell
+from .errors import FAILED, tell
 
 
 STANDARD: Final = "-"
@@ -46,33 +46,39 @@ async def _export(app: App, lines: IO[bytes], chosen: Choice) -> int:
     return len(names)
 
 
-def restore(app: App, file: str) -> None:
-    """Keep every letter of the file as an open one; none of them where any line is wrong."""
+def restore(app: App, file: str) -> int:
+    """Keep every letter of the file as an open one, none where any line is wrong, and return the exit code."""
     with _read(file) as lines:
         problems = list(_problems(app, lines))
         if problems:
             more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
             raise ConfigurationError(*problems[:MOST_TOLD], *more, "no letter was imported")
         lines.seek(0)
-        asyncio.run(_restore(lines))
+        return asyncio.run(_restore(lines))
 
 
-async def _restore(lines: IO[bytes]) -> None:
-    restored = there = at = 0
+async def _restore(lines: IO[bytes]) -> int:
+    restored = there = large = at = 0
     complete = False
     try:
         async with dead_letters() as dead:
             for number, packed in _objects(lines):
                 at = number
-                if await dead.restore(str(packed["service"]), packed):
-                    restored += 1
-                else:
-                    there += 1
+                try:
+                    if await dead.restore(str(packed["service"]), packed):
+                        restored += 1
+                    else:
+                        there += 1
+                except MessageTooLarge as error:
+                    large += 1
+                    tell(f"line {number}: {error}")
         complete = True
     finally:
-        typer.echo(f"import: {restored} letters" + (f"; {there} were open already" if there else ""))
+        left_out = f"; {there} were open already" * bool(there) + f"; {large} too large for this broker" * bool(large)
+        typer.echo(f"import: {restored} letters{left_out}")
         if not complete:
             tell(f"stopped at line {at}; to import the file again goes on: what is there is left out")
+    return FAILED if large else 0
 
 
 def _problems(app: App, lines: IO[bytes]) -> Iterator[str]:
