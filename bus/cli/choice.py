@@ -12,6 +12,7 @@ from .. import clock
 from ..app import App
 from ..errors import ConfigurationError
 from ..outcome import Letter, Reason
+from ..settings import check_name
 from ..transport import DeadLetters
 from .span import span
 
@@ -38,20 +39,20 @@ class Choice:
         )
 
     def services(self, app: App) -> list[str]:
-        """Return the services whose letters may be meant; raises ConfigurationError for one that the app lacks."""
+        """Return the services whose letters may be meant: the app's, or those that are named, which may be gone."""
         named = {self.service} if self.service else {id.rpartition("/")[0] for id in self.ids}
-        return [service.name for service in app.chosen(*(() if "" in named else sorted(filter(None, named))))]
+        known = [service.name for service in app.services]
+        if not named or "" in named:
+            return known
+        return [name if name in known else check_name("service", name) for name in sorted(filter(None, named))]
 
-    def require_handler(self, app: App) -> None:
-        """Raise ConfigurationError, where no letter is meant, for a handler that the app does not have either."""
-        names = [handler.subscription_name for service in app.services for handler in service.handlers]
-        if self.handler is not None and all(self.handler not in (each, each.partition(".")[2]) for each in names):
-            raise ConfigurationError(
-                f"no letter matches, and there is no handler {self.handler!r}; there are {', '.join(names)}"
-            )
+    def require(self, app: App, found: Sequence[str]) -> None:
+        """Raise LookupError for an id that none of the found names has, ConfigurationError for one of several.
 
-    def require(self, found: Sequence[str]) -> None:
-        """Raise LookupError for an id that none of the found names has, ConfigurationError for one of several."""
+        Raises ConfigurationError, where no letter is meant, for a service or handler that the app does not have either.
+        """
+        if not found:
+            self._require_known(app)
         for id in sorted(self.ids):
             meant = [name for name in found if id in (name, name.rpartition("/")[2])]
             if not meant:
@@ -60,6 +61,19 @@ class Choice:
                 raise ConfigurationError(
                     f"{id} names {len(meant)} letters: {', '.join(meant)}; give one of these names"
                 )
+
+    def _require_known(self, app: App) -> None:
+        services = [service.name for service in app.services]
+        for service in self.services(app):
+            if service not in services:
+                raise ConfigurationError(
+                    f"no letter matches, and there is no service {service!r}; there are {', '.join(services)}"
+                )
+        names = [handler.subscription_name for service in app.services for handler in service.handlers]
+        if self.handler is not None and all(self.handler not in (each, each.partition(".")[2]) for each in names):
+            raise ConfigurationError(
+                f"no letter matches, and there is no handler {self.handler!r}; there are {', '.join(names)}"
+            )
 
 
 @dataclass(slots=True)
@@ -104,9 +118,7 @@ async def select(app: App, dead: DeadLetters, chosen: Choice) -> Selection:
     async for letter in matching(app, dead, chosen):
         found.names[name(letter)] = None
         found.places[f"{letter.service}.{letter.handler}"] += 1
-    chosen.require(list(found.names))
-    if not found.names:
-        chosen.require_handler(app)
+    chosen.require(app, list(found.names))
     return found
 
 
@@ -114,5 +126,5 @@ async def one(app: App, dead: DeadLetters, id: str, service: str | None, *, clos
     """Return the letter of this id; raises as `Choice.require` does."""
     chosen = Choice(frozenset({id}), service)
     found = {name(letter): letter async for letter in matching(app, dead, chosen, closed=closed)}
-    chosen.require(list(found))
+    chosen.require(app, list(found))
     return next(iter(found.values()))

@@ -23,7 +23,9 @@ from .errors import FAILED, tell
 from .span import rate as seconds_apart
 
 
-ServiceOption = Annotated[str | None, typer.Option("--service", help="Of this service only.")]
+ServiceOption = Annotated[
+    str | None, typer.Option("--service", help="Of this service only; it may be gone from the code.")
+]
 HandlerOption = Annotated[str | None, typer.Option("--handler", help="Of this handler only.")]
 TypeOption = Annotated[str | None, typer.Option("--type", help="Of events of this type only.")]
 ReasonOption = Annotated[
@@ -83,11 +85,11 @@ async def _list(app: App, chosen: Choice, *, closed: bool, as_json: bool) -> Non
             else:
                 listing.add(letter)
     if before == "[" and not listing.count:
-        chosen.require_handler(app)
+        chosen.require(app, ())
     if as_json:
         typer.echo("[]" if before == "[" else "\n]")
     else:
-        screen.show_list(listing)
+        screen.show_list(listing, chosen.services(app))
 
 
 def show(app: App, id: IdArgument, service: ServiceOption = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -54,10 +55,10 @@ def _state(letter: Letter) -> str:
     return again + (f" ({closing[-1].kind} by {closing[-1].operator})" if letter.closed and closing else "")
 
 
-def show_list(listing: Listing) -> None:
-    """Print the groups, then the letters."""
+def show_list(listing: Listing, services: Sequence[str]) -> None:
+    """Print the groups, then the letters; where there are none, in which services none was found."""
     if not listing.count:
-        show(text("There are no open dead letters that match."))
+        show(text(f"There are no open dead letters that match in {', '.join(services)}."))
         return
     title = "The letters" if listing.count <= MOST_ROWS else f"The oldest {MOST_ROWS} letters; --json has all"
     show(

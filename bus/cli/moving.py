@@ -40,9 +40,7 @@ async def _export(app: App, lines: IO[bytes], chosen: Choice) -> int:
         async for letter in matching(app, dead, chosen):
             lines.write(orjson.dumps(await dead.packed(letter)) + b"\n")
             names.append(name(letter))
-        chosen.require(names)
-        if not names:
-            chosen.require_handler(app)
+        chosen.require(app, names)
     return len(names)
 
 

@@ -28,7 +28,7 @@ WHY: Final = {
     "consumers": "somebody consumes it, such as an old replica: --with-consumers",
     "later": "the newest version of its service declares it; if this code is newer, `topology apply` it first",
     "moving": MOVING_HELD,
-    "letters": "it has open dead letters: replay or discard them",
+    "letters": "it has open dead letters: `dead replay` or `dead discard` them with --service",
     "service": "others of its service stay",
 }
 LEGEND: Final = (

@@ -116,6 +116,25 @@ def test_a_handler_that_is_gone_from_the_code_is_asked_about_while_it_has_letter
         assert "no letter matches, and there is no handler 'frie'" in done.stderr
 
 
+def test_letters_of_a_service_that_is_gone_from_the_code_are_reached_by_its_name(
+    run: Run, bury: Bury, transport: MemoryTransport, app: App
+) -> None:
+    declare(app, transport)
+    for _ in range(3):
+        bury("cellar", "fetch")
+    assert run("dead", "list").stdout == "There are no open dead letters that match in kitchen, till.\n"
+    assert ids(run, "--service", "cellar") == ["0-0", "0-1", "0-2"]
+    assert "cellar.fetch" in run("dead", "show", "cellar/0-0").stdout
+    assert run("dead", "replay", "cellar/0-0", "--to", "till.charge").exit_code == 0
+    assert run("dead", "export", "-", "--service", "cellar").exit_code == 0
+    assert run("dead", "discard", "cellar/0-1").exit_code == 0
+    assert run("dead", "discard", "--service", "cellar", "--yes").exit_code == 0
+    done = run("dead", "discard", "--service", "cellar")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "no letter matches, and there is no service 'cellar'; there are kitchen, till\n"
+    assert run("dead", "list", "--service", "x" * 300).exit_code == 2
+
+
 def test_show_prints_everything(run: Run, bury: Bury) -> None:
     headers = {"tenant": "7"}
     bury(message={"body": b'{"dish":"soup","plates":[1,2]}', "headers": headers, "problems": ("no version",)})
