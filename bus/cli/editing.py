@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -24,6 +22,7 @@ from .acting import confirmed
 from .broker import dead_letters
 from .choice import name, one
 from .errors import tell
+from .indented import indented
 
 
 def edit(app: App, id: str, service: str | None) -> None:
@@ -107,14 +106,14 @@ def _check(app: App, letter: Letter, body: bytes) -> None:
         raise MessageTooLarge(message.type, len(body), limit)
     if (cls := app.events.get(message.type)) is not None:
         decode(cls, body, message.version)
-    elif _json(message.body) is not None and _json(body) is None:
+    elif indented(message.body) is not None and indented(body) is None:
         raise Undecodable("it was JSON, and is not any more")
 
 
 def _pretty(letter: Letter) -> bytes:
     body = letter.message.body
-    if (data := _json(body)) is not None:
-        return json.dumps(data[0], indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    if (shown := indented(body)) is not None:
+        return shown.encode() + b"\n"
     try:
         body.decode()
     except UnicodeDecodeError as error:
@@ -123,12 +122,5 @@ def _pretty(letter: Letter) -> bytes:
 
 
 def _same(before: bytes, after: bytes) -> bool:
-    one, other = _json(before), _json(after)
+    one, other = indented(before), indented(after)
     return before.strip() == after if one is None or other is None else one == other
-
-
-def _json(body: bytes) -> tuple[Any] | None:
-    try:
-        return (json.loads(body),)
-    except ValueError:
-        return None

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import orjson
-
 from ..failure import place_in
 from ..message import Message
 from ..outcome import Letter, Mark
 from .choice import name
+from .indented import indented
 from .screen import block, show, text
 
 
@@ -109,7 +108,9 @@ def show_one(letter: Letter) -> None:
     parts = [text(f"{key:22} ", "bold") + text(value) for key, value in told.items()]
     if letter.history:
         parts += [text("history (UTC)", "bold"), *(text(_told(mark)) for mark in letter.history)]
-    parts += [text(f"body ({len(message.body)} bytes)", "bold"), block(_body(message.body))]
+    shown = indented(message.body)
+    body = message.body.decode(errors="backslashreplace") if shown is None else shown
+    parts += [text(f"body ({len(message.body)} bytes)", "bold"), block(body)]
     if failure.traceback:
         parts += [text("traceback", "bold"), block(failure.traceback)]
     show(*parts, wrap=False)
@@ -124,10 +125,3 @@ def _told(mark: Mark) -> str:
 def _attributes(message: Message) -> dict[str, object]:
     values = {field.name: getattr(message, field.name) for field in fields(message) if field.name not in SHOWN_APART}
     return {f"message {key.replace('_', ' ')}": value for key, value in values.items() if value not in (None, False)}
-
-
-def _body(body: bytes) -> str:
-    try:
-        return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
-    except orjson.JSONDecodeError:
-        return body.decode(errors="backslashreplace")

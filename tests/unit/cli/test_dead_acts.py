@@ -208,6 +208,21 @@ def test_an_edited_body_is_sent_and_the_letter_is_closed_as_it_was(
     assert '"dish": "soup"' in shown
 
 
+def test_an_edit_of_one_field_leaves_the_numbers_of_the_others(
+    run: Run, bury: Bury, transport: MemoryTransport, app: App, editor: Path
+) -> None:
+    declare(app, transport)
+    numbers = '"cents": 12345678901234567.89,\n  "till": 123456789012345678901234'
+    bury(message={"body": f'{{"dish": "soup", {numbers}}}'.encode()})
+    assert numbers in run("dead", "show", "0-0").stdout
+    # what a reader of numbers would take for the same
+    saved = f'{{\n  "dish": "soup",\n  {numbers}\n}}\n'.replace(".89", ".88")
+    (editor / "saves").write_text(saved)
+    assert run("dead", "edit", "0-0").exit_code == 0
+    assert (editor / "given").read_text() == saved.replace(".88", ".89")
+    assert transport.queues["kitchen.cook"].ready[0].message.body == saved.strip().encode()
+
+
 @pytest.mark.parametrize("saved", [None, '{"dish":    "soup"}', "", "\n"])
 def test_nothing_happens_where_nothing_was_changed(run: Run, bury: Bury, editor: Path, saved: str | None) -> None:
     bury()
