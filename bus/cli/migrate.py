@@ -48,9 +48,13 @@ async def _migrate(app: App, subscription: Subscription, *, yes: bool) -> int:
         if not yes and not acting.confirmed(f"move {plan.queue} to these arguments?"):
             tell("nothing was moved: migrate was not confirmed")
             return FAILED
+        shown = Shown()
         try:
-            moved = await transport.topology.migrate(app.name, subscription, Shown())
-        except BusUnavailable:
+            moved = await transport.topology.migrate(app.name, subscription, shown)
+        except BaseException as error:
+            # that it is begun may be stored before it is told
+            if not shown.begun and not isinstance(error, BusUnavailable | asyncio.CancelledError):
+                raise
             tell("migrate was cut off: run it again, and it goes on; until then the handler stands still")
             raise
     typer.echo(f"migrate: {plan.queue} has the arguments that the code declares; {moved} messages were moved")
@@ -81,6 +85,11 @@ class Shown:
     def __init__(self) -> None:
         self._told: set[str] = set()
         self._moved = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether any step was told."""
+        return bool(self._told)
 
     def __call__(self, what: str, moved: int) -> None:
         """Tell a step, or how far it is."""

@@ -188,8 +188,7 @@ class Moving:
                 if clock() - since > LEFT_WITHIN:
                     raise LookupError(
                         f"{consumers} consumers still hold messages of {source}, or do not leave it: a handler that "
-                        "runs for long, or a worker that may not read the record. Stop them, and run this again: "
-                        "until then the handler stands still"
+                        "runs for long, or a worker that may not read the record. Stop them, and run this again"
                     )
             await asyncio.sleep(LOOK_AGAIN)
 
