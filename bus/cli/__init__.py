@@ -10,7 +10,7 @@ import typer
 
 from ..app import App
 from ..errors import ConfigurationError
-from . import dead, publish, run, services, topology
+from . import dead, publish, run, services, streams, topology
 from .binding import bound
 from .errors import explained
 from .leaving import flush
@@ -30,6 +30,7 @@ def main(app: App) -> None:
     def work() -> None:
         command_line(app)()
 
+    streams.prepare()
     try:
         sys.exit(explained(work))
     finally:

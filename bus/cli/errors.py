@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -23,6 +24,8 @@ FAILED: Final = 1
 MISTAKE: Final = 2
 UNAVAILABLE: Final = 3
 INTERRUPTED: Final = 130
+FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a disk says that takes no more."""
 
 
 def explained(work: Callable[[], object], told: Callable[[str], None] | None = None) -> int:
@@ -41,7 +44,7 @@ def explained(work: Callable[[], object], told: Callable[[str], None] | None = N
         codes = [code for leaf in leaves if (code := code_of(leaf)) is not None]
         if len(codes) < len(leaves):
             raise
-        for text in dict.fromkeys(map(str, leaves)):
+        for text in dict.fromkeys(map(_told, leaves)):
             say(text)
         return codes[0]
     return code if isinstance(code, int) and not isinstance(code, bool) else 0
@@ -58,6 +61,8 @@ def code_of(error: BaseException) -> int | None:
             return FAILED
         case LookupError() if type(error) is LookupError:
             return FAILED
+        case OSError() if error.errno in FULL:
+            return FAILED
     return None
 
 
@@ -66,6 +71,10 @@ def tell(text: str) -> None:
     with suppress(OSError):  # the exit code tells all the same
         for line in text.splitlines():
             typer.echo(escape(line), err=True)
+
+
+def _told(error: BaseException) -> str:
+    return f"cannot write: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

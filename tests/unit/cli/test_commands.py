@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,7 @@ def test_an_annotation_that_cannot_be_read_is_an_error() -> None:
         (PublishRefused("full", {}), 1, "full\n"),
         (BusUnavailable("nobody answers", {}), 3, "nobody answers\n"),
         (LookupError("no letter"), 1, "no letter\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "cannot write: No space left on device\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (typer.Exit(5), 5, ""),
         (typer.BadParameter("not that one"), 2, None),
@@ -121,7 +123,9 @@ def test_a_group_of_mistakes_is_told_one_by_one(run: Run) -> None:
     assert (done.exit_code, done.stderr) == (2, "a\nb\n")
 
 
-@pytest.mark.parametrize("bug", [KeyError("x"), ValueError("y"), ExceptionGroup("z", [AccessRefused("a"), OSError()])])
+@pytest.mark.parametrize(
+    "bug", [KeyError("x"), ValueError("y"), ExceptionGroup("z", [AccessRefused("a"), OSError(errno.EBADF, "")])]
+)
 def test_a_bug_keeps_its_traceback(run: Run, bug: Exception) -> None:
     def fail() -> None:
         raise bug
