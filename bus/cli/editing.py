@@ -18,6 +18,7 @@ from ..errors import ConfigurationError, MessageTooLarge, Undecodable
 from ..event import decode
 from ..message import Message
 from ..outcome import Letter
+from . import temporary
 from .acting import confirmed
 from .broker import dead_letters
 from .choice import name, one
@@ -30,11 +31,8 @@ def edit(app: App, id: str, service: str | None) -> None:
     program = _editor()
     letter = asyncio.run(_letter(app, id, service))
     before = _pretty(letter)
-    handle, path = tempfile.mkstemp(prefix="dead-letter-", suffix=".json")  # readable by its owner only
-    file = Path(path)
+    file = _written(before)
     try:
-        with os.fdopen(handle, "wb") as open_file:
-            open_file.write(before)
         after = _edited(app, letter, program, file, before)
         sent = None if after is None else asyncio.run(_send(app, letter, after))
     except BaseException:
@@ -51,7 +49,12 @@ def edit(app: App, id: str, service: str | None) -> None:
 
 
 def _editor() -> list[str]:
-    program = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
+    variable = "VISUAL" if os.environ.get("VISUAL") else "EDITOR"
+    told = os.environ.get(variable, "")
+    try:
+        program = shlex.split(told)
+    except ValueError as error:
+        raise ConfigurationError(f'{variable}="{told}": {error}; it is read as a shell reads a command') from error
     if not program:
         raise ConfigurationError("there is no editor to open: set VISUAL or EDITOR, such as EDITOR=vi")
     return program
@@ -89,6 +92,18 @@ def _edited(app: App, letter: Letter, program: list[str], file: Path, before: by
                 raise ConfigurationError("nothing was sent") from error
         else:
             return after
+
+
+def _written(body: bytes) -> Path:
+    """Return a new file with the body, readable by its owner only."""
+    handle, path = tempfile.mkstemp(prefix="dead-letter-", suffix=".json", dir=temporary.folder())
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body)
+    except BaseException:
+        Path(path).unlink()
+        raise
+    return Path(path)
 
 
 def _read(file: Path) -> bytes | None:

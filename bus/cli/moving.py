@@ -18,6 +18,7 @@ import typer
 from ..app import App
 from ..errors import ConfigurationError, MessageTooLarge
 from ..packing import unpack
+from . import temporary
 from .broker import dead_letters
 from .choice import Choice, matching, name
 from .errors import FAILED, tell
@@ -111,6 +112,8 @@ def _objects(lines: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _written(file: str) -> Iterator[IO[bytes]]:
     if file == STANDARD:
         yield sys.stdout.buffer
+        # before it is told that they are exported
+        sys.stdout.buffer.flush()
         return
     try:
         # bodies are nobody else's business
@@ -132,9 +135,7 @@ def _written(file: str) -> Iterator[IO[bytes]]:
 def _read(file: str) -> Iterator[IO[bytes]]:
     """Open a file that can be read twice: first to see whether all of it is right."""
     if file == STANDARD:
-        with tempfile.TemporaryFile() as kept:
-            shutil.copyfileobj(sys.stdin.buffer, kept)
-            kept.seek(0)
+        with _kept(sys.stdin.buffer) as kept:
             yield kept
         return
     with ExitStack() as stack:
@@ -142,4 +143,13 @@ def _read(file: str) -> Iterator[IO[bytes]]:
             lines = stack.enter_context(Path(file).open("rb"))
         except OSError as error:
             raise ConfigurationError(f"{file}: {error.strerror}") from error
-        yield lines
+        yield lines if lines.seekable() else stack.enter_context(_kept(lines))
+
+
+@contextmanager
+def _kept(lines: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Keep what can be read once, such as a pipe, in a file."""
+    with tempfile.TemporaryFile(dir=temporary.folder()) as kept:
+        shutil.copyfileobj(lines, kept)
+        kept.seek(0)
+        yield kept

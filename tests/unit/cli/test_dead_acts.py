@@ -281,6 +281,7 @@ def test_on_a_terminal_it_asks_to_edit_again(
         ("no-such-editor-at-all", "'no-such-editor-at-all' cannot be run"),
         ("false", "ended with code 1"),
         ("rm", "the editor left no file"),
+        ("/opt/Joe's Editor/ed", 'EDITOR="/opt/Joe\'s Editor/ed": No closing quotation'),
     ],
 )
 def test_without_an_editor_nothing_is_sent(
