@@ -46,6 +46,9 @@ class App:
         middleware: Sequence[Middleware] = (),
     ) -> None:
         self.name = environment.check_name("app", name)
+        if callable(commands):
+            told = getattr(commands, "__name__", "…")
+            raise ConfigurationError(f"app {name!r}: commands=[{told}] is how one command is given")
         self.commands = tuple(commands)
         self._events_package = events
         self._services_package = services

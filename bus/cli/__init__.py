@@ -68,7 +68,10 @@ def command_line(app: App) -> typer.Typer:
 def _added(app: App) -> dict[str, Callable[..., Any]]:
     added: dict[str, Callable[..., Any]] = {}
     for command in app.commands:
-        name = command.__name__.replace("_", "-")
+        own = getattr(command, "__name__", "")
+        if not own.isidentifier():
+            raise ConfigurationError(f"App(commands=…): {command!r} is no function with a name of its own; write one")
+        name = own.replace("_", "-")
         if name in added or name in OWN or name in GROUPS:
             raise ConfigurationError(
                 f"App(commands=…): there are two commands {name!r}; give the function another name"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +73,19 @@ def test_two_commands_of_one_name_are_an_error() -> None:
         command_line(stall(publish))
     with pytest.raises(ConfigurationError, match="two commands 'same'"):
         command_line(stall(same, same))
+
+
+@pytest.mark.parametrize("command", [partial(print), lambda: None, "stall"], ids=["partial", "lambda", "text"])
+def test_what_has_no_name_to_call_it_by_is_no_command(command: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"App\(commands=…\): .* is no function with a name of its own"):
+        command_line(stall(command))
+
+
+def test_one_function_is_no_list_of_commands() -> None:
+    def hello() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"app 'stall': commands=\[hello\] is how one command is given"):
+        App("stall", events="events", services="handlers", commands=hello)  # type: ignore[arg-type]
 
 
 def test_an_annotation_that_cannot_be_read_is_an_error() -> None:
