@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import shutil
 from typing import TYPE_CHECKING, Final
 
 from ..logs import escape
@@ -22,7 +21,7 @@ def show(*parts: RenderableType, wrap: bool = True) -> None:
     """Print the parts to standard output; without `wrap`, long lines stay whole."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
     console = Console(highlight=False, markup=False, soft_wrap=not wrap, width=width)
     for part in parts:
         console.print(part)

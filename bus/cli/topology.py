@@ -47,8 +47,13 @@ def command_line(app: App) -> typer.Typer:
 
     @line.callback()
     def without_command(context: typer.Context, as_mermaid: MermaidOption = False, as_json: JsonOption = False) -> None:
+        told = {"as_mermaid": as_mermaid, "as_json": as_json}
         if context.invoked_subcommand is None:
-            shown(as_mermaid=as_mermaid, as_json=as_json)
+            shown(**told)
+        elif context.invoked_subcommand == show.__name__:
+            context.default_map = {show.__name__: told}
+        elif as_mermaid or as_json:
+            raise typer.BadParameter("--json and --mermaid are options of show")
 
     for command in (show, apply, prune, migrate.migrate):
         line.command(command.__name__)(bound(command, app))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from bus.cli import screen
+
 from .conftest import Run
 
 
@@ -41,3 +45,12 @@ def test_json_has_the_same(run: Run) -> None:
     }
     assert [handler["ordered_by"] for handler in told["handlers"]] == [None, None, "subject", None]
     assert [handler["handler"] for handler in told["handlers"]] == ["cook", "charge", "note", "audit"]
+
+
+@pytest.mark.parametrize(("columns", "lines"), [("0", [150]), ("", [150]), ("wide", [150]), ("100", [100, 50])])
+def test_the_width_is_what_columns_says_where_that_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str, lines: list[int]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    screen.show(screen.text("x" * 150))
+    assert [len(line) for line in capsys.readouterr().out.splitlines()] == lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -81,3 +82,13 @@ def test_the_flowchart_has_every_part_once_and_names_that_break_nothing() -> Non
 def test_two_ways_to_print_at_once_are_refused(run: Run) -> None:
     done = run("topology", "--json", "--mermaid")
     assert done.exit_code == 2
+
+
+def test_how_to_print_may_stand_before_show_and_before_nothing_else(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BUS_URL", raising=False)
+    assert json.loads(run("topology", "--json", "show").stdout) == json.loads(run("topology", "show", "--json").stdout)
+    assert run("topology", "--mermaid", "show").stdout.startswith("flowchart LR\n")
+    assert run("topology", "--mermaid", "show", "--json").exit_code == 2
+    done = run("topology", "--json", "apply")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--json and --mermaid are options of show" in done.stderr
