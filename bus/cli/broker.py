@@ -10,7 +10,7 @@ from .. import settings as environment
 from ..errors import ConfigurationError
 from ..settings import Settings
 from ..transport import DeadLetters, Transport
-from .errors import tell
+from .errors import tell_unknown
 
 
 @asynccontextmanager
@@ -34,7 +34,6 @@ async def broker(why: str) -> AsyncIterator[Transport]:
 async def opened(settings: Settings) -> AsyncIterator[Transport]:
     """Open the transport of the settings; what the broker refuses is told by the command itself."""
     logs.configure("error", "text")
-    for line in environment.unknown():
-        tell(line)
+    tell_unknown()
     async with client.transport(settings) as transport:
         yield transport

@@ -18,6 +18,7 @@ from ..errors import (
     Undecodable,
 )
 from ..logs import escape
+from ..settings import unknown
 
 
 FAILED: Final = 1
@@ -71,6 +72,12 @@ def tell(text: str) -> None:
     with suppress(OSError):  # the exit code tells all the same
         for line in text.splitlines():
             typer.echo(escape(line), err=True)
+
+
+def tell_unknown() -> None:
+    """Tell each `BUS_` name of the environment that is no setting."""
+    for line in unknown():
+        tell(line)
 
 
 def _told(error: BaseException) -> str:

@@ -12,12 +12,14 @@ from ..app import App
 from ..service import Service
 from ..topic import matches_any
 from . import screen
+from .errors import tell_unknown
 
 
 def services(
     app: App, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
     """List services, handlers, patterns, policies and limits, and which events nobody handles."""
+    tell_unknown()
     rows = [row for service in app.services for row in _rows(app, service)]
     patterns = {pattern for row in rows for pattern in row["patterns"]}
     types = sorted(str(cls.__schema__.type) for cls in app.events)

@@ -167,11 +167,9 @@ def test_a_wrong_setting_stops_every_command_in_a_line(
     assert run(*arguments, "--help", of=stall(own)).exit_code == 0
 
 
-@pytest.mark.parametrize("arguments", [["dead", "list"], ["topology"]], ids=str)
+@pytest.mark.parametrize("arguments", [["dead", "list"], ["topology"], ["services"]], ids=str)
 @pytest.mark.usefixtures("transport")
-def test_a_setting_that_is_none_is_told_by_what_needs_a_broker(
-    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
+def test_a_setting_that_is_none_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setenv("BUS_GRACES", "3")
     done = run(*arguments)
     assert done.exit_code == 0
