@@ -13,7 +13,7 @@ from random import Random
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from bus import App, Bus, Letter, Message, Settings
+from bus import App, Bus, BusUnavailable, Letter, Message, Settings
 from bus.client import transport as open_transport
 from bus.message import Outgoing
 from bus.settings import read
@@ -34,6 +34,8 @@ START = 15.0
 """Seconds that the broker has to answer."""
 PATIENCE = 60.0
 """Seconds after which what has not come is given up."""
+LONGEST_NAME = 60
+"""Letters of a namespace."""
 
 
 async def demo(app: App) -> int:
@@ -43,10 +45,10 @@ async def demo(app: App) -> int:
 
 
 async def run(app: App, placed: Sequence[OrderPlaced], *, pace: float = PACE, patience: float = PATIENCE) -> bool:
-    """Run the demo with these orders; returns whether everything adds up."""
+    """Run the demo with these orders; returns whether all adds up. Raises BusUnavailable where no broker answers."""
     settings = read()
     # a namespace of its own: a worker that runs on the same broker must not take the demo's messages
-    settings = replace(settings, url=settings.url or "memory://", namespace=settings.namespace or "demo")
+    settings = replace(settings, url=settings.url or "memory://", namespace=_namespace(settings.namespace))
     screen, stage = Screen(len(placed)), Stage()
     watch = Watch(app.services, app.events, tell=screen.tell, finished=screen.advance)
     screen.say(_where(settings))
@@ -61,8 +63,9 @@ async def run(app: App, placed: Sequence[OrderPlaced], *, pace: float = PACE, pa
             except TimeoutError:
                 problems.append(_overdue(watch, patience))
         if not watch.started:
-            screen.say(f"The broker did not answer within {START:g} s, so nothing was placed. Is BUS_URL right?", "red")
-            return False
+            raise BusUnavailable(
+                f"the broker did not answer within {START:g} s, so nothing was placed. Is BUS_URL right?", {}
+            )
         letters = await _letters(app, transport, watch)
     books = close(placed, stage, letters, watch)
     problems += books.problems
@@ -130,6 +133,10 @@ async def _letters(app: App, transport: Transport, watch: Watch) -> list[Letter]
 def _overdue(watch: Watch, patience: float) -> str:
     owed = [f"{name} ({count})" for name, count in watch.under_way().items()]
     return f"after {patience:g} s these deliveries had not come: {', '.join(owed)}"
+
+
+def _namespace(given: str) -> str:
+    return f"demo_{given}"[:LONGEST_NAME] if given else "demo"
 
 
 def _where(settings: Settings) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -13,6 +14,7 @@ import pytest
 from bus import Ack, App, Bus, Delivery, Handler, Message, Middleware, Outcome, Process, Settings
 from bus.client import transport as open_transport
 from bus.message import Outgoing
+from bus.transport import Transport
 from bus.transport.memory import MemoryTransport
 from examples import demo
 from examples.shop.stage import orders
@@ -109,6 +111,32 @@ def test_the_command_exits_with_1_on_a_mismatch(
     with pytest.raises(SystemExit) as exited:
         shop(*middleware).cli()
     assert exited.value.code == code
+
+
+def test_without_a_broker_it_exits_as_every_command_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "START", 0.1)
+    monkeypatch.setattr(sys, "argv", ["app.py", "demo"])
+    monkeypatch.setenv("BUS_URL", "amqp://127.0.0.1:1/")
+    with pytest.raises(SystemExit) as exited:
+        shop().cli()
+    assert exited.value.code == 3
+    assert "the broker did not answer within 0.1 s, so nothing was placed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "own"), [("", "demo"), ("shop", "demo_shop"), ("a" * 60, "demo_" + "a" * 55)])
+async def test_it_has_a_namespace_that_no_worker_has(monkeypatch: pytest.MonkeyPatch, given: str, own: str) -> None:
+    opened: list[str] = []
+
+    def noted(settings: Settings) -> AbstractAsyncContextManager[Transport]:
+        opened.append(settings.namespace)
+        return open_transport(settings)
+
+    monkeypatch.setattr(demo, "open_transport", noted)
+    monkeypatch.setenv("BUS_NAMESPACE", given)
+    assert await demo.run(shop(), orders(1, Random(1)), pace=0)
+    assert opened == [own]
 
 
 def test_app_py_runs_the_demo() -> None:
