@@ -25,7 +25,7 @@ FAILED: Final = 1
 MISTAKE: Final = 2
 UNAVAILABLE: Final = 3
 INTERRUPTED: Final = 130
-FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What a disk says that takes no more."""
 
 
@@ -81,7 +81,9 @@ def tell_unknown() -> None:
 
 
 def _told(error: BaseException) -> str:
-    return f"cannot write: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}"
+    return str(error)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

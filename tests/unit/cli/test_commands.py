@@ -108,6 +108,7 @@ def test_an_annotation_that_cannot_be_read_is_an_error() -> None:
         (BusUnavailable("nobody answers", {}), 3, "nobody answers\n"),
         (LookupError("no letter"), 1, "no letter\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "cannot write: No space left on device\n"),
+        (OSError(errno.EDQUOT, "Quota exceeded", "/srv/a"), 1, "cannot write /srv/a: Quota exceeded\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (typer.Exit(5), 5, ""),
         (typer.BadParameter("not that one"), 2, None),

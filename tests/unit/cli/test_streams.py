@@ -14,6 +14,8 @@ import structlog
 from bus import App
 from bus.cli import main
 
+from .conftest import Bury
+
 
 Program = Callable[..., int]
 
@@ -80,10 +82,17 @@ def test_what_is_written_to_a_closed_output_is_nobodys(
     assert program("services", "--json") == 0
 
 
-@pytest.mark.parametrize("arguments", [["services"], ["services", "--json"], ["--help"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["services"], ["services", "--json"], ["--help"], ["dead", "export", "-"]], ids=str
+)
 def test_a_disk_that_is_full_is_one_line(
-    program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    program: Program,
+    bury: Bury,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
 ) -> None:
+    bury()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Full())))
     assert program(*arguments) == 1
     assert capsys.readouterr().err == "cannot write: No space left on device\n"
