@@ -15,7 +15,7 @@ TidegateError
 ├── RequestTimeout          a request was stored, and no answer came within its timeout
 ├── MessageTooLarge         the body is over `BUS_MAX_MESSAGE_BYTES`, or the headers are over 32 KiB
 ├── AccessRefused           login, virtual host or permission refused
-├── DeliveryLost            the connection of a delivery is gone: the message comes again
+├── DeliveryLost            a delivery cannot be settled any more: its message comes again
 ├── Reject                  raised by a handler: dead-letter at once
 └── RetryAfter              raised by a handler: try again after this delay
 ```
@@ -153,7 +153,7 @@ class AccessRefused(TidegateError):
 
 
 class DeliveryLost(TidegateError):
-    """The connection on which a delivery came is gone, so that it cannot be settled. The broker sends it again."""
+    """A delivery cannot be settled any more: its connection is gone, or its queue handed it out again meanwhile."""
 
 
 class Reject(TidegateError):

@@ -79,12 +79,13 @@ class Settling(Place):
 class RabbitMQDelivery:
     """A delivery; settling is bound to the life of the channel that it came by."""
 
-    __slots__ = ("__weakref__", "_arrived", "_exchange", "_key", "_received", "_run", "_settling", "_tag")
+    __slots__ = ("__weakref__", "_arrived", "_exchange", "_key", "_outdated", "_received", "_run", "_settling", "_tag")
 
     def __init__(self, received: Received, settling: Settling) -> None:
         self._received = received
         self._settling = settling
         self._run = ""
+        self._outdated = False
         self._tag, redelivered, self._exchange, self._key = wire.delivered(received.method)
         ours, original = settling.is_ours(self._exchange), self._exchange == settling.events
         self._arrived = envelope.decode(
@@ -138,8 +139,8 @@ class RabbitMQDelivery:
 
     @property
     def lost(self) -> bool:
-        """Whether its channel is gone."""
-        return self._received.channel.error is not None
+        """Whether its channel is gone, or its ack came too late: its queue had handed it out again."""
+        return self._outdated or self._received.channel.error is not None
 
     async def begin(self) -> int:
         """Mark durably that a run begins; return how many never ended. Where it does not begin, no mark is left."""
@@ -211,6 +212,7 @@ class RabbitMQDelivery:
         if came_again or channel.doubtful:
             doubts.add([self.handed])
         if came_again:
+            self._outdated = True
             raise DeliveryLost(f"{self.message.id}: its queue handed it out again, and takes no ack of the first")
 
     async def _stored(self, outcome: Ack) -> None:
