@@ -42,11 +42,7 @@ MOST_HEADERS: Final = 48_000
 
 
 class Slots(Protocol):
-    """The right to run: one of the service's, and one of the handler's where it has its own limit."""
-
-    async def take(self) -> None:
-        """Wait for the right."""
-        ...
+    """What a run has of its service and, where that has a limit of its own, of its handler."""
 
     def give(self) -> None:
         """Give it back."""

@@ -61,6 +61,7 @@ class OrderedSubscriber:
         self._standing = False
         self._still = asyncio.Event()
         self._exclusive = asyncio.Lock()
+        self._alone = asyncio.Lock()
         # what begins now may run until its timeout
         self._oldest = min(OLDEST, TAKEN_BACK - handler.timeout)
         self._timer: asyncio.TimerHandle | None = None
@@ -140,7 +141,6 @@ class OrderedSubscriber:
                 if lane.waiting and lane.waiting[0].suspect:
                     await self._run_alone(lane, task)
                 else:
-                    await self._gate.take()
                     await self._run(lane, task)
                 lane = None
                 await asyncio.sleep(0)
@@ -163,31 +163,45 @@ class OrderedSubscriber:
         return (alone or not self._standing) and (most == self.unsettled or self._lanes.running < most)
 
     async def _run_alone(self, lane: Lane, task: asyncio.Task[None]) -> None:
-        """Run a suspect beside no other of the process; whoever waits for its turn keeps nobody from anything."""
-        while True:
-            await self._turn.given()
-            await self._gate.take()
-            taken = False
-            try:
-                async with self._stand_still():
-                    if taken := self._turn.take_now():
+        """Run a suspect beside no other of its handler, nor beside a suspect of another.
+
+        Of those that wait for their turn one at a time has a slot, and only while what runs beside it ends.
+        """
+        async with self._alone:
+            while True:
+                await self._turn.given()
+                await self._gate.reserve()
+                held: Held | None = None
+                try:
+                    async with self._stand_still():
+                        if not (self._gate.due() and self._turn.take_now()):
+                            continue
                         try:
-                            await self._run(lane, task, alone=True)
+                            if (held := self._begin(lane, task, alone=True)) is not None:
+                                await self._run_held(held)
+                            return
                         finally:
                             self._turn.give()
-                        return
-            finally:
-                if not taken:
-                    self._gate.give()
+                finally:
+                    if held is None:
+                        self._gate.give()
 
-    async def _run(self, lane: Lane, task: asyncio.Task[None], *, alone: bool = False) -> None:
+    async def _run(self, lane: Lane, task: asyncio.Task[None]) -> None:
+        await self._gate.reserve()
+        if (held := self._begin(lane, task)) is not None:
+            await self._run_held(held)
+        else:
+            self._gate.give()
+
+    def _begin(self, lane: Lane, task: asyncio.Task[None], *, alone: bool = False) -> Held | None:
+        """Let the head of a lane begin, with slots that are reserved; None where it may not, and keeps its pace."""
         if not self._may_begin(alone=alone):
             self._lanes.put_back(lane)
-        elif (held := self._lanes.begin(lane)) is not None:
+            return None
+        if (held := self._lanes.begin(lane)) is not None:
+            self._gate.begin()
             self._idle.discard(task)
-            await self._run_held(held)
-            return
-        self._gate.give()
+        return held
 
     async def _run_held(self, held: Held) -> None:
         try:

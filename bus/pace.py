@@ -58,7 +58,7 @@ class Pace:
         self._turn = asyncio.Lock()
 
     async def wait(self) -> None:
-        """Return once a run may begin; `take` says whether it still may."""
+        """Return once a run may begin; `free` says whether it still may."""
         async with self._turn:
             while not self.free():
                 await asyncio.sleep(self._due - asyncio.get_running_loop().time())
@@ -67,13 +67,9 @@ class Pace:
         """Tell whether a run may begin now."""
         return self._due <= asyncio.get_running_loop().time()
 
-    def take(self) -> bool:
-        """Let a run begin now; False where it is too early."""
-        now = asyncio.get_running_loop().time()
-        if now < self._due:
-            return False
-        self._due = max(self._due, now - BURST) + self._interval
-        return True
+    def take(self) -> None:
+        """Let a run begin: the next one may an interval later."""
+        self._due = max(self._due, asyncio.get_running_loop().time() - BURST) + self._interval
 
 
 def fitted(rate: Rate, flow: Flow, most: int, process: Callable[[Any], Awaitable[T]]) -> Callable[[Any], Awaitable[T]]:

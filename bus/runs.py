@@ -65,10 +65,14 @@ class Runs:
             if until > now
         }
 
+    def under_way(self, delivery: Delivery) -> bool:
+        """Tell whether the earlier run of what came again is not over yet."""
+        return delivery.redelivered > 0 and run_of(delivery) in self._running
+
     async def over(self, delivery: Delivery) -> None:
         """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""
         key = run_of(delivery)
-        if key is None or not delivery.redelivered or key not in self._running:
+        if key is None or not self.under_way(delivery):
             return
         if (older := self._running[key]) is not None:
             self._running[key] = None

@@ -60,22 +60,26 @@ class Gate:
         self._own = own
         self._pace = pace
 
-    async def take(self) -> None:
-        """Wait for the right to run one delivery; what waits for its pace holds no slot."""
+    async def reserve(self) -> None:
+        """Wait for the slots of one run, and until its pace lets it begin; what waits for its pace holds no slot."""
         await self.paced()
         await self._slots()
-        while self._pace is not None and not self._pace.take():
+        while not self.due():
             # it was its turn before the slots were there, and now it is another's
             self.give()
             await self.paced()
             await self._slots()
 
+    def begin(self) -> None:
+        """Let a run begin whose slots are reserved: only this counts for its pace."""
+        if self._pace is not None:
+            self._pace.take()
+
     async def take_now(self) -> bool:
         """Take the right to run one delivery if there is nothing to wait for; tell whether that was so."""
         if not self.free():
             return False
-        if self._pace is not None:
-            self._pace.take()
+        self.begin()
         await self._slots()
         return True
 
@@ -210,10 +214,7 @@ class Subscriber:
                 try:
                     if not self._idle and not stop.is_set():
                         another()
-                    if delivery.suspect:
-                        await self._run_alone(delivery, consumer, task)
-                    else:
-                        await self._run(delivery, task)
+                    await self._run(delivery, consumer, stop, task)
                 finally:
                     self._idle += 1
                 # a full buffer never suspends, and neither may a handler: the loop has others to serve
@@ -222,66 +223,63 @@ class Subscriber:
                 if not await outlived(task, self._name):
                     raise
 
-    async def _run(self, delivery: Delivery, task: asyncio.Task[None], *, taken: bool = False) -> None:
-        at_once = taken or (not delivery.redelivered and self._may_begin() and await self._gate.take_now())
-        if not at_once and not await self._waited(self._right(delivery), delivery):
-            return
-        if delivery.lost:
-            self._gate.give()
+    async def _run(self, delivery: Delivery, consumer: Consumer, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+        """Run a delivery; a suspect beside no other suspect of the process, while what is none goes on."""
+        alone = delivery.suspect
+        fresh = not (alone or delivery.redelivered or delivery.lost)
+        at_once = fresh and self._may_begin() and await self._gate.take_now()
+        if not at_once and not await self._waited(self._right(delivery, consumer), delivery):
             return
         self._busy.add(task)
         try:
-            await self._process(delivery)
+            outcome = await self._process(delivery)
         finally:
             self._busy.discard(task)
             flow = self.handler.flow
             if task in self._left_over or flow.held:
                 self._left_over.discard(task)
                 flow.tell()
-
-    async def _run_alone(self, delivery: Delivery, consumer: Consumer, task: asyncio.Task[None]) -> None:
-        """Run a suspect beside no other suspect of the process; what is none goes on meanwhile."""
-        if await self._waited(self._right_alone(delivery, consumer), delivery):
-            try:
-                await self._run(delivery, task, taken=True)
-            finally:
+            if alone:
                 self._turn.give()
+        if alone and isinstance(outcome, Release) and not (delivery.lost or stop.is_set()):
+            # what nothing else can keep is held for long
+            await self._let_pass(consumer)
 
-    async def _right_alone(self, delivery: Delivery, consumer: Consumer) -> None:
-        """Wait for the right to run a suspect, and its turn; who waits for one of them keeps nobody from the other."""
-        while True:
-            if self._turn.taken:
-                # it does not run yet, so that nothing can die with it: its neighbours need not wait for its turn
-                await consumer.limit(self._allowed())
+    async def _right(self, delivery: Delivery, consumer: Consumer) -> bool:
+        """Wait for the right to run one delivery, a suspect for its turn too; False where it is lost by then.
+
+        Its earlier run is over then. Who waits for one thing keeps nobody from another.
+        """
+        while not delivery.lost:
+            if delivery.suspect and (self._turn.taken or self._runs.under_way(delivery)):
+                await self._let_pass(consumer)
                 await self._turn.given()
-            await self._right(delivery)
-            if self._turn.take_now():
-                return
-            self._gate.give()
-
-    async def _right(self, delivery: Delivery) -> None:
-        """Wait for the right to run one delivery, while nothing stops the handler; its earlier run is over then."""
-        await self._runs.over(delivery)
-        while True:
+            await self._runs.over(delivery)
             while not self._may_begin():
                 await self.handler.flow.changed()
-            await self._gate.take()
-            if self._may_begin():
-                return
+            await self._gate.reserve()
+            if self._may_begin() and not delivery.lost and (not delivery.suspect or self._turn.take_now()):
+                self._gate.begin()
+                return True
             self._gate.give()
+        return False
+
+    async def _let_pass(self, consumer: Consumer) -> None:
+        """Take more beside a suspect that does not run: nothing can die with it, and its neighbours go on."""
+        await consumer.limit(self._allowed())
 
     def _may_begin(self) -> bool:
         """Tell whether the flow lets one more begin: several queues hand out as many as it allows, each."""
         most = self.handler.flow.most(self.unsettled)
         return most == self.unsettled or len(self._busy - self._left_over) < most
 
-    async def _waited(self, turn: Awaitable[object], delivery: Delivery) -> bool:
-        """Wait for a turn; give the delivery back where that takes too long, or nothing may begin any more."""
+    async def _waited(self, right: Awaitable[bool], delivery: Delivery) -> bool:
+        """Wait for the right to run; give it back where that takes too long, or nothing may begin any more."""
         try:
             async with asyncio.timeout(LONGEST_WAIT if self.limit else 0) as wait:
                 self._waits.add(wait)
                 try:
-                    await turn
+                    return await right
                 finally:
                     self._waits.discard(wait)
         except (TimeoutError, asyncio.CancelledError) as error:
@@ -290,4 +288,3 @@ class Subscriber:
             if isinstance(error, asyncio.CancelledError):
                 raise
             return False
-        return True

@@ -67,8 +67,6 @@ class Slots:
     def __init__(self) -> None:
         self.given = 0
 
-    async def take(self) -> None: ...
-
     def give(self) -> None:
         self.given += 1
 

@@ -164,10 +164,9 @@ def test_what_waits_is_never_so_much_that_the_broker_takes_it_back() -> None:
 async def test_what_begins_at_once_waits_behind_nobody() -> None:
     pace = Pace(rate("5/s"))
     gate = Gate(asyncio.Semaphore(3), None, pace)
-    await gate.take()
-    while pace.take():
-        pass
-    waiting = asyncio.ensure_future(gate.take())
+    while pace.free():
+        pace.take()
+    waiting = asyncio.ensure_future(gate.reserve())
     await asyncio.sleep(0)
     assert not await gate.take_now()
     while not gate.due():
@@ -180,9 +179,8 @@ async def test_what_begins_at_once_waits_behind_nobody() -> None:
 
 async def test_whoever_gives_up_waiting_costs_the_others_nothing() -> None:
     pace = Pace(rate("20/s"))
-    assert pace.take()
-    while pace.take():
-        pass
+    while pace.free():
+        pace.take()
     waiting = [asyncio.ensure_future(pace.wait()) for _ in range(10)]
     await asyncio.sleep(0)
     for task in waiting[:9]:
@@ -190,7 +188,7 @@ async def test_whoever_gives_up_waiting_costs_the_others_nothing() -> None:
     before = now()
     await waiting[9]
     assert now() - before < 5 / 20
-    assert pace.take()
+    assert pace.free()
 
 
 @pytest.mark.parametrize("written", ["100", "100/d", "-1/s", "fast", "1/ s", "1e3/s", "", 100, "1/s ", "１/s"])

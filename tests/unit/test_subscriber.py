@@ -19,6 +19,7 @@ from bus.errors import DeliveryLost
 from bus.flow import Flow
 from bus.middleware.logging import logging
 from bus.ordered import OrderedSubscriber
+from bus.pace import Pace, rate
 from bus.resources import Resources
 from bus.runs import Runs
 from bus.subscriber import Gate, Subscriber, Turn
@@ -41,12 +42,23 @@ def suspect(number: int = 0) -> Handed:
     return made
 
 
+class Kept(Handed):
+    """A delivery that cannot be settled, and does not go back either for as long."""
+
+    async def settle(self, outcome: Outcome) -> None:
+        await super().settle(outcome)
+        raise DeliveryLost("held")
+
+
 class Consumer:
     """Hands out what it is given, and notes who asks it for more."""
 
-    def __init__(self) -> None:
+    def __init__(self, flow: Flow, stop: asyncio.Event) -> None:
+        self.flow = flow
+        self.stop = stop
         self.given: asyncio.Queue[Handed] = asyncio.Queue()
         self.asks: list[asyncio.Task[Any]] = []
+        self.limits: list[int] = []
         self.consuming = True
 
     def __aiter__(self) -> Consumer:
@@ -59,10 +71,13 @@ class Consumer:
         asking = asyncio.current_task()
         assert asking is not None
         self.asks.append(asking)
+        self.limits.append(unsettled)
         await asyncio.sleep(0)
 
 
-def subscriber(service: Service, slots: asyncio.Semaphore, turn: Turn) -> Subscriber | OrderedSubscriber:
+def subscriber(
+    service: Service, slots: asyncio.Semaphore, turn: Turn, pace: Pace | None = None
+) -> Subscriber | OrderedSubscriber:
     runtime = Runtime(
         settings=Settings(),
         events=named([service]),
@@ -70,7 +85,7 @@ def subscriber(service: Service, slots: asyncio.Semaphore, turn: Turn) -> Subscr
         source="/test/shop",
         threads=anyio.CapacityLimiter(4),
     )
-    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots), Runs()
+    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots, None, pace), Runs()
     process = build(handler, runtime, gate, runs, (), logging())
     if handler.ordered_by is not None:
         return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, turn, 0.1, lambda: None)
@@ -78,15 +93,24 @@ def subscriber(service: Service, slots: asyncio.Semaphore, turn: Turn) -> Subscr
 
 
 @asynccontextmanager
-async def consuming(service: Service, slots: asyncio.Semaphore, turn: Turn) -> AsyncIterator[Consumer]:
+async def consuming(
+    service: Service, slots: asyncio.Semaphore, turn: Turn, pace: Pace | None = None
+) -> AsyncIterator[Consumer]:
     """Run the one handler of a service meanwhile."""
-    consumer, stop = Consumer(), asyncio.Event()
+    stop, made = asyncio.Event(), subscriber(service, slots, turn, pace)
+    consumer = Consumer(made.handler.flow, stop)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(subscriber(service, slots, turn).run(consumer, stop))
+        tasks.create_task(made.run(consumer, stop))
         try:
             yield consumer
         finally:
             stop.set()
+
+
+async def turns() -> None:
+    """Let everybody go on who waits for nothing."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def until(true: Callable[[], object]) -> None:
@@ -191,3 +215,121 @@ async def test_a_stray_while_a_suspect_lets_its_neighbours_through_gives_it_back
         consumer.asks[0].cancel()  # nobody stops the worker
         await until(lambda: waits.settled)
     assert waits.settled == [Release()]
+
+
+async def test_a_suspect_that_waits_for_its_earlier_run_lets_its_neighbours_through() -> None:
+    service, turn, go, began = Service("a"), Turn(), asyncio.Event(), list[str]()
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        began.append("a")
+        await go.wait()
+
+    async with consuming(service, asyncio.Semaphore(4), turn) as consumer:
+        first, again = Handed(id="suspect 0"), suspect(0)
+        consumer.given.put_nowait(first)
+        await until(lambda: began)
+        first.lost = True
+        consumer.given.put_nowait(again)
+        await until(lambda: consumer.limits == [8])  # it came alone, and nothing else would
+        assert not turn.taken
+        go.set()
+        await until(lambda: again.settled)
+    assert began == ["a"]
+
+
+async def test_a_suspect_that_is_held_after_its_run_lets_its_neighbours_through() -> None:
+    service, turn = Service("a"), Turn()
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None: ...
+
+    async with consuming(service, asyncio.Semaphore(4), turn) as consumer:
+        held = Kept(redelivered=2)
+        held.suspect = True
+        consumer.given.put_nowait(held)
+        await until(lambda: consumer.limits == [8])
+        assert not turn.taken
+
+
+async def test_a_suspect_that_is_held_after_the_stop_takes_nothing_more() -> None:
+    service, go, began = Service("a"), asyncio.Event(), list[str]()
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        began.append("a")
+        await go.wait()
+
+    async with consuming(service, asyncio.Semaphore(4), Turn()) as consumer:
+        held = Kept(redelivered=2)
+        held.suspect = True
+        consumer.given.put_nowait(held)
+        await until(lambda: began)
+        consumer.stop.set()
+        await until(lambda: consumer.limits)
+        go.set()
+    assert held.settled
+    assert consumer.limits == [0]
+
+
+async def test_suspects_of_an_ordered_handler_leave_its_service_its_slots() -> None:
+    a, b, turn, slots = Service("a"), Service("b"), Turn(), asyncio.Semaphore(2)
+    go, began = asyncio.Event(), list[str]()
+
+    @a.on(Placed, ordered_by="number")
+    async def work(placed: Placed) -> None:
+        began.append("a")
+        await go.wait()
+
+    @b.on(Placed)
+    async def other(placed: Placed) -> None:
+        began.append("b")
+
+    assert turn.take_now()
+    async with consuming(a, slots, turn) as first, consuming(b, slots, turn) as second:
+        for number in range(4):
+            first.given.put_nowait(suspect(number))
+        await until(first.given.empty)
+        await turns()
+        turn.give()
+        await until(lambda: began == ["a"])
+        await turns()
+        second.given.put_nowait(Handed())
+        await until(lambda: began == ["a", "b"])
+        go.set()
+        await until(lambda: began.count("a") == 4)
+    assert slots._value == 2
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("why", ["another suspect runs", "it is lost", "its handler is paused"])
+async def test_what_does_not_begin_after_all_costs_no_pace(ordered: bool, why: str) -> None:
+    service, turn, slots, pace = Service("a"), Turn(), asyncio.Semaphore(1), Pace(rate("6/h"))
+    began: list[str] = []
+    options = {"ordered_by": "number"} if ordered else {}
+
+    @service.on(Placed, **options)
+    async def work(placed: Placed) -> None:
+        began.append("a")
+
+    await slots.acquire()
+    async with consuming(service, slots, turn, pace) as consumer:
+        waits = suspect()
+        consumer.given.put_nowait(waits)
+        await until(consumer.given.empty)
+        await turns()
+        match why:
+            case "another suspect runs":
+                assert turn.take_now()
+            case "it is lost":
+                waits.lost = True
+            case _:
+                consumer.flow.hold("test")
+        slots.release()
+        await turns()
+        assert not began
+        assert (pace.free(), slots.locked()) == (True, False)
+        if why == "another suspect runs":
+            turn.give()
+            await until(lambda: began)
+            assert not pace.free()

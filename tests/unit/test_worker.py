@@ -45,15 +45,15 @@ def test_every_handler_has_one_at_least() -> None:
 async def test_a_gate_that_is_given_up_on_takes_nothing() -> None:
     service, own = asyncio.Semaphore(1), asyncio.Semaphore(1)
     gate, other = Gate(service, own), Gate(service, None)
-    await other.take()
-    waiting = asyncio.ensure_future(gate.take())
+    await other.reserve()
+    waiting = asyncio.ensure_future(gate.reserve())
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not own.locked()
     other.give()
-    await gate.take()
+    await gate.reserve()
     assert not gate.free()
     gate.give()
     assert gate.free()
