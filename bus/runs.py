@@ -13,14 +13,17 @@ from .outcome import Outcome
 from .transport import Delivery
 
 
-Run: TypeAlias = tuple[str, str, int]
-"""A message's source and id, which only together tell it from every other, and the attempt."""
+Run: TypeAlias = tuple[str, str, int, str | None]
+"""A message's source and id, which only together tell it from every other, the attempt, and what it was routed by.
+
+A replay is sent to its queue alone: it is no second coming of what was given up, though all else is the same.
+"""
 
 
 def run_of(delivery: Delivery) -> Run | None:
     """Return what tells the run of a delivery from every other; None where its message came without an id."""
     message = delivery.message
-    return None if message.id_made_up else (message.source, message.id, delivery.attempt)
+    return None if message.id_made_up else (message.source, message.id, delivery.attempt, delivery.routed_by)
 
 
 class Runs:

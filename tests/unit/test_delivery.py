@@ -20,6 +20,7 @@ from bus import (
     Message,
     Outcome,
     Process,
+    Reject,
     Release,
     Retry,
     Service,
@@ -296,6 +297,23 @@ async def test_a_lost_outcome_is_kept_however_long_nothing_comes() -> None:
         await run(Played(b'{"number": 1}', id="another"))
         await run(Played(redelivered=1))
     assert runs == [0, 1]
+
+
+async def test_a_replay_that_comes_again_is_run_whatever_the_run_before_came_to() -> None:
+    runs: list[int] = []
+
+    async def work(placed: Placed) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise Reject("a bug, until the next deploy")
+
+    run = process(handling(work))
+    given_up, replay = Played(), Played(redelivered=1)
+    given_up.routed_by = "order.placed"
+    given_up.refuse = [DeliveryLost("its letter is stored, and it comes again to another worker")]
+    await run(given_up)
+    await run(replay)
+    assert replay.settled == [Ack()]
 
 
 async def test_messages_of_one_id_and_two_sources_both_run_whatever_was_lost() -> None:
