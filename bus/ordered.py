@@ -194,8 +194,10 @@ class OrderedSubscriber:
             self._gate.give()
 
     def _begin(self, lane: Lane, task: asyncio.Task[None], *, alone: bool = False) -> Held | None:
-        """Let the head of a lane begin, with slots that are reserved; None where it may not, and keeps its pace."""
-        if not self._may_begin(alone=alone):
+        """Let the head of a lane begin, with slots that are reserved; None where it may not, and costs no pace."""
+        # what is first by now may have come while the slots were waited for
+        suspect = bool(lane.waiting) and lane.waiting[0].suspect
+        if not self._may_begin(alone=alone) or (suspect and not alone):
             self._lanes.put_back(lane)
             return None
         if (held := self._lanes.begin(lane)) is not None:

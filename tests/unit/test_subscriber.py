@@ -301,6 +301,31 @@ async def test_suspects_of_an_ordered_handler_leave_its_service_its_slots() -> N
     assert slots._value == 2
 
 
+async def test_an_ordered_message_that_becomes_a_suspect_while_it_waits_for_a_slot_waits_for_its_turn() -> None:
+    service, turn, slots, began = Service("a"), Turn(), asyncio.Semaphore(1), list[str]()
+
+    @service.on(Placed, ordered_by="number")
+    async def work(placed: Placed) -> None:
+        began.append("a")
+
+    await slots.acquire()
+    async with consuming(service, slots, turn) as consumer:
+        first, again = Handed(id="suspect 0", redelivered=1), suspect(0)
+        consumer.given.put_nowait(first)
+        await until(consumer.given.empty)
+        await turns()
+        first.lost = True
+        consumer.given.put_nowait(again)
+        await until(consumer.given.empty)
+        assert turn.take_now()
+        slots.release()
+        await turns()
+        assert not began
+        turn.give()
+        await until(lambda: again.settled)
+    assert began == ["a"]
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("why", ["another suspect runs", "it is lost", "its handler is paused"])
 async def test_what_does_not_begin_after_all_costs_no_pace(ordered: bool, why: str) -> None:
