@@ -39,6 +39,10 @@ class Runs:
         self._unsettled: dict[Run, tuple[Outcome, float]] = {}
         self._away = False
 
+    def under_way(self, delivery: Delivery) -> bool:
+        """Tell whether the earlier run of what came again is not over yet."""
+        return delivery.redelivered > 0 and run_of(delivery) in self._running
+
     def begin(self, key: Run | None) -> Run | None:
         """Note that a run begins, and return its key."""
         if self._away:
@@ -67,10 +71,6 @@ class Runs:
             for key, (outcome, until) in self._unsettled.items()
             if until > now
         }
-
-    def under_way(self, delivery: Delivery) -> bool:
-        """Tell whether the earlier run of what came again is not over yet."""
-        return delivery.redelivered > 0 and run_of(delivery) in self._running
 
     async def over(self, delivery: Delivery) -> None:
         """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""

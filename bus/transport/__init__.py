@@ -101,9 +101,9 @@ class Delivery(Protocol):
 
         Every copy (an event to publish, a retry, a dead letter) is stored before the original is acked. Where the
         broker refuses a copy, settling holds the delivery and tries again with backoff. Raises DeliveryLost when the
-        delivery is `lost`: the message comes again, or came. A Release never raises. Raises Unroutable when an event
-        that was published as `required` matches no queue, and MessageTooLarge when an event is over the broker's own
-        limit: the caller judges that as a failure. An original that is too large for a copy is no such error: where
+        delivery is `lost`: the message comes again, or came. A Release never raises. Raises Unroutable when an
+        event that was published as `required` matches no queue, and MessageTooLarge when an event is over the broker's
+        own limit: the caller judges that as a failure. An original that is too large for a copy is no such error: where
         nothing else can keep it, the delivery is held.
 
         An outcome's `reply` goes to the message's `reply_to` after the copies and before the ack: once, and nothing

@@ -299,6 +299,20 @@ async def test_a_lost_outcome_is_kept_however_long_nothing_comes() -> None:
     assert runs == [0, 1]
 
 
+async def test_messages_of_one_id_and_two_sources_both_run_whatever_was_lost() -> None:
+    runs: list[int] = []
+
+    async def work(placed: Placed) -> None:
+        runs.append(placed.number)
+
+    run = process(handling(work))
+    for number, source in enumerate(("/orders", "/legacy", "")):
+        delivery = Played(b'{"number": %d}' % number, source=source, redelivered=number)
+        delivery.refuse = [DeliveryLost("gone")]
+        await run(delivery)
+    assert runs == [0, 1, 2]
+
+
 async def test_a_replay_that_comes_again_is_run_whatever_the_run_before_came_to() -> None:
     runs: list[int] = []
 
@@ -314,20 +328,6 @@ async def test_a_replay_that_comes_again_is_run_whatever_the_run_before_came_to(
     await run(given_up)
     await run(replay)
     assert replay.settled == [Ack()]
-
-
-async def test_messages_of_one_id_and_two_sources_both_run_whatever_was_lost() -> None:
-    runs: list[int] = []
-
-    async def work(placed: Placed) -> None:
-        runs.append(placed.number)
-
-    run = process(handling(work))
-    for number, source in enumerate(("/orders", "/legacy", "")):
-        delivery = Played(b'{"number": %d}' % number, source=source, redelivered=number)
-        delivery.refuse = [DeliveryLost("gone")]
-        await run(delivery)
-    assert runs == [0, 1, 2]
 
 
 async def test_unknown_types_are_looked_at_again_until_the_deploy_must_be_over() -> None:
