@@ -13,7 +13,7 @@ LONGEST_FILE = 500
 LONGEST_FUNCTION = 50
 
 LAYERS = (
-    {"errors", "clock", "topic", "logs", "lots", "places"},
+    {"errors", "clock", "topic", "logs", "lots", "places", "forks"},
     {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
     {"watchdog", "strays"},
     {"message"},
@@ -35,8 +35,8 @@ LAYERS = (
 )
 """From left to right: a module imports its own layer and those before it."""
 TRANSPORTS_SEE = {
-    *("errors", "clock", "topic", "logs", "lots", "settings", "event", "message", "outcome", "replies", "packing"),
-    *("topology", "transport"),
+    *("errors", "clock", "topic", "logs", "lots", "forks", "settings", "event", "message", "outcome", "replies"),
+    *("packing", "topology", "transport"),
 }
 ENTRY = {("app", "cli")}
 """`App.cli()` hands over to the command line: the one import that points right."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from ..forks import in_child
 from .errors import INTERRUPTED
 
 
@@ -16,7 +17,7 @@ def stop_on_signals(stop: asyncio.Event, log: Any, event: str, at_once: Callable
     """Set `stop` at the first signal, and log `event`; at the second do what is wanted `at_once`, and leave.
 
     That works with a blocked loop too. With None all signals are one: a process that has a supervisor may get its
-    signal and that of whoever stops them all.
+    signal and that of whoever stops them all. A forked child ends at SIGTERM as any process does: pools end theirs so.
     """
     loop = asyncio.get_running_loop()
     signals = 0
@@ -37,3 +38,9 @@ def stop_on_signals(stop: asyncio.Event, log: Any, event: str, at_once: Callable
     for number in (signal.SIGTERM, signal.SIGINT):
         # not the loop's own way, which would wait for the handler that blocks it
         signal.signal(number, signalled)
+    in_child(signalled, _end_at_once)
+
+
+def _end_at_once(signalled: object) -> None:
+    if signal.getsignal(signal.SIGTERM) is signalled:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
