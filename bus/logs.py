@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Final, TextIO
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from .forks import in_child
+
 
 NAME: Final = "tidegate"
 NOISY: Final = ("aio_pika", "aiormq", "asyncio")
@@ -84,9 +86,14 @@ class Lines:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._raw: Any = None if stream is None else getattr(stream.buffer, "raw", stream.buffer)
+        self._torn = False
+        self._unlock()
+        # no thread that has the lock is there to give it back
+        in_child(self, Lines._unlock)
+
+    def _unlock(self) -> None:
         # a collection of garbage may log while a line is written
         self._lock = threading.RLock()
-        self._torn = False
 
     def msg(self, line: bytes) -> None:
         """Write a line, whatever becomes of it; never behind a part of another one."""

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from bus import logs
 
+from .forked import FORKS, forked
+
 
 @pytest.fixture(autouse=True)
 def _unconfigured() -> Iterator[None]:
@@ -272,6 +274,31 @@ def test_a_line_that_is_logged_while_one_is_written_waits_for_nobody() -> None:
     writing.start()
     writing.join(10)
     assert disk.written.splitlines() == [b"first", b"garbage"]
+
+
+@FORKS
+def test_a_child_that_is_forked_while_a_line_is_written_writes_its_own() -> None:
+    ours, theirs = os.pipe()
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.FileIO):
+        def write(self, data: Any) -> int | None:
+            if bytes(data) == b"parent\n":
+                begun.set()
+                go_on.wait()
+            return super().write(data)
+
+    with os.fdopen(ours, "rb") as read, io.TextIOWrapper(io.BufferedWriter(Slow(theirs, "w"))) as stream:
+        lines = logs.Lines(stream)
+        writing = threading.Thread(target=lambda: lines.msg(b"parent"), daemon=True)
+        writing.start()
+        begun.wait(20)
+        try:
+            with forked(lambda: lines.msg(b"child")):
+                assert read.readline() == b"child\n"
+        finally:
+            go_on.set()
+            writing.join(20)
 
 
 MANY = """
