@@ -13,6 +13,7 @@ from pamqp.base import Frame
 from pamqp.header import ProtocolHeader
 
 from ...errors import AccessRefused, ConfigurationError
+from ...forks import in_child, let_go
 from . import wire
 from .address import Address
 from .channel import GOODBYE, Channel, ChannelClosed, LinkLost
@@ -193,6 +194,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
         self._transport = cast(asyncio.Transport, transport)
+        in_child(self, Link._leave_to_parent)
         self._give_up_unacknowledged(after=self._heartbeat * 2)
         self._transport.write(ProtocolHeader().marshal())
 
@@ -311,6 +313,11 @@ class Link(asyncio.Protocol):
         sock = self._transport.get_extra_info("socket") if self._transport is not None else None
         if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(after * 1000))
+
+    def _leave_to_parent(self) -> None:
+        """Let go of the socket in a forked child, which would keep the link open after the parent's end."""
+        if self._transport is not None and not self._transport.is_closing():
+            let_go(self._transport.get_extra_info("socket").fileno())
 
     def _closed_by_broker(self, code: int, text: str) -> None:
         # a limit of connections is a no that may turn into a yes

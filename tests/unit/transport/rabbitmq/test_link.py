@@ -17,6 +17,7 @@ from bus.transport.rabbitmq import wire
 from bus.transport.rabbitmq.address import Address
 from bus.transport.rabbitmq.channel import ChannelClosed, LinkLost
 from bus.transport.rabbitmq.link import HIGH_WATER, Link
+from tests.unit.forked import FORKS, forked
 
 from .peer import connected, parcel, returned
 
@@ -365,3 +366,25 @@ async def test_a_link_that_nobody_waits_for_any_more_ends_without_a_word(caplog:
     gc.collect()
     await asyncio.sleep(0)
     assert "never retrieved" not in caplog.text
+
+
+# forks
+
+
+@FORKS
+async def test_a_forked_child_does_not_keep_its_parents_link_open() -> None:
+    async with connected() as (link, peer):
+        with forked():
+            link.give_up("killed")
+            async with asyncio.timeout(20):
+                assert await peer.reader.read() == b""
+
+
+@FORKS
+async def test_whatever_a_forked_child_does_to_its_copy_of_a_link_the_parents_works_on() -> None:
+    async with connected() as (link, peer):
+        with forked(lambda: link.give_up("it is the parent's")):
+            channel = await peer.open_channel(link)
+            batch = channel.publish([parcel("1")])
+            peer.send(commands.Basic.Ack(1), 1)
+            assert await batch.future == [Fate.STORED]
