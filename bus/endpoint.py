@@ -9,8 +9,10 @@ POST /pause/NAME     let a service or a handler begin nothing until POST /resume
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from urllib.parse import unquote
 import h11
 
 from .errors import ConfigurationError
+from .forks import in_child, let_go
 from .settings import address
 
 
@@ -28,6 +31,7 @@ LONGEST: Final = 10.0
 """Seconds that a connection may last."""
 MOST_BYTES: Final = 16_384
 """Bytes of a request's head, and of its body."""
+NO_HOST: Final = "the host must be a name or an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all it has"
 FROM_AFAR: Final = {b"origin", b"forwarded", b"x-forwarded-for"}
 """Headers of what a browser's page or a proxy sent: such a request comes from this machine in name only."""
 
@@ -83,9 +87,12 @@ async def listening(answering: Answering, http: str) -> AsyncIterator[int | None
     host, port = address(http)
     try:
         server = await asyncio.get_running_loop().create_server(lambda: Connection(endpoint), host, port)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigurationError(f"BUS_HTTP={http!r}: cannot listen there: {reason}; choose another port") from error
+    except (OSError, UnicodeError) as error:  # names that are none raise the latter
+        reason = getattr(error, "strerror", None) or str(error)
+        remedy = "choose another port" if here(error) else NO_HOST
+        raise ConfigurationError(f"BUS_HTTP={http!r}: cannot listen there: {reason}; {remedy}") from error
+    # a child that outlives this process would keep the port from the next one
+    in_child(server, _let_go)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -93,6 +100,17 @@ async def listening(answering: Answering, http: str) -> AsyncIterator[int | None
         for connection in list(endpoint.connections):
             connection.end()
         await server.wait_closed()
+
+
+def here(error: OSError | UnicodeError) -> bool:
+    """Tell whether an address that cannot be listened at is one of this machine."""
+    unknown = isinstance(error, UnicodeError | socket.gaierror)
+    return not unknown and getattr(error, "errno", None) not in (errno.EADDRNOTAVAIL, None)
+
+
+def _let_go(server: asyncio.Server) -> None:
+    for each in server.sockets:
+        let_go(each.fileno())
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -23,6 +24,8 @@ from bus.transport.memory import MemoryConsumer
 from bus.watchdog import Culprit, Watchdog, watching
 from bus.worker import Worker
 from tests.contract.stage import Log, Stage, staged
+
+from .forked import FORKS, forked
 
 
 class Placed(Event, type="order.placed"):
@@ -334,6 +337,34 @@ async def test_a_port_that_is_taken_is_one_line() -> None:
                 pass
     assert (len(raised.value.problems), str(raised.value).count("\n")) == (1, 0)
     assert http in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0..0", "tippo", "192.0.2.1"])
+async def test_a_host_that_is_not_of_this_machine_is_one_line_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    ask = socket.getaddrinfo
+
+    def known(host: Any, *place: Any, **options: Any) -> Any:
+        if host == "tippo":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return ask(host, *place, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    with pytest.raises(ConfigurationError, match="the host must be a name or an address of this machine") as raised:
+        async with served(None, f"{host}:8080"):  # type: ignore[arg-type]
+            pass
+    assert (len(raised.value.problems), str(raised.value).count("\n")) == (1, 0)
+    assert str(raised.value).startswith(f"BUS_HTTP='{host}:8080': cannot listen there: ")
+
+
+@FORKS
+async def test_a_child_that_outlives_a_worker_does_not_keep_its_port() -> None:
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        async with served(None, f"127.0.0.1:{port}"):  # type: ignore[arg-type]
+            stack.enter_context(forked())
+        stack.enter_context(socket.create_server(("127.0.0.1", port)))
 
 
 async def test_an_ipv6_host_works() -> None:
