@@ -67,11 +67,11 @@ class App:
         return discovery.events(self._events_package, self.services)
 
     def chosen(self, *names: str) -> tuple[Service, ...]:
-        """Return the services of these names, all of them by default; raises ConfigurationError for an unknown one."""
+        """Return the services of these names, each once, or all; raises ConfigurationError for an unknown one."""
         known = {service.name: service for service in self.services}
         if unknown := [name for name in names if name not in known]:
             raise ConfigurationError(f"there is no service {unknown[0]!r}; there are {', '.join(known)}")
-        return tuple(known[name] for name in names) or self.services
+        return tuple(known[name] for name in dict.fromkeys(names)) or self.services
 
     async def run(self, *services: str, stop: asyncio.Event | None = None, settings: Settings | None = None) -> None:
         """Be the worker of these services (all by default) until `stop` is set or the call is cancelled.

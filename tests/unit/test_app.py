@@ -115,6 +115,7 @@ def test_services_are_chosen_by_name(written: Written) -> None:
     declared = app()
     assert [service.name for service in declared.chosen("payment")] == ["payment"]
     assert [service.name for service in declared.chosen("payment", "order")] == ["payment", "order"]
+    assert [service.name for service in declared.chosen("payment", "order", "payment")] == ["payment", "order"]
     assert declared.chosen() == declared.services
     with pytest.raises(ConfigurationError, match="there is no service 'paiment'; there are order, payment"):
         declared.chosen("order", "paiment")
