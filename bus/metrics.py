@@ -26,7 +26,7 @@ def text(metrics: Iterable[Metric]) -> str:
     lines = []
     for metric in metrics:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-        lines += [_sample(metric.name, _labels(labels), f"{value:.6g}") for labels, value in metric.samples]
+        lines += [_sample(metric.name, _labels(labels), f"{value:.15g}") for labels, value in metric.samples]
     return "\n".join(lines)
 
 

@@ -21,6 +21,11 @@ def test_a_metric_is_its_help_its_kind_and_its_samples() -> None:
     ]
 
 
+def test_a_counter_that_has_come_far_still_counts() -> None:
+    lost = Metric("lost_total", "counter", "Lines.", [({}, 1_000_001), ({"of": "all"}, 123_456_789_012)])
+    assert text([lost]).splitlines()[2:] == ["lost_total 1000001", 'lost_total{of="all"} 123456789012']
+
+
 def test_the_samples_of_all_processes_stand_together_and_name_their_process() -> None:
     assert merged(text([UP]), {"a": text([BLOCKED]), "b": text([BLOCKED, UP])}).splitlines() == [
         "# HELP up Whether it runs.",
