@@ -9,7 +9,6 @@ an ack: whoever subscribes to less wants less.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from functools import lru_cache
 from typing import Final
 
@@ -48,7 +47,7 @@ def waiting(handler: Handler, delivery: Delivery, error: TidegateError, grace: f
     """Return the wait for a worker of another version, which costs no attempt; None after `grace` seconds of it."""
     now = clock.now()
     since = delivery.waits_since or now
-    if now - since >= timedelta(seconds=grace):
+    if (now - since).total_seconds() >= grace:
         return None
     return Retry(service.DEPLOY_STEP, failure(handler, delivery, "failed", error, runs=0), delivery.attempt, since)
 

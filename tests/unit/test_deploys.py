@@ -84,6 +84,10 @@ def test_what_a_deploy_may_explain_is_looked_at_again(
         assert (outcome.failure.reason, outcome.failure.attempts) == (expected, 1)
 
 
+def test_a_grace_beyond_all_dates_is_one() -> None:
+    assert isinstance(unreadable(handler(Placed), Played(), UnknownType("lost"), 1e14), Retry)
+
+
 def test_the_grace_begins_when_nobody_could_read_it_and_not_when_it_first_failed() -> None:
     delivery = Played(attempt=3)
     delivery.first_failed_at = NOW - timedelta(hours=2)
