@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
+from .. import clock
 from ..endpoint import Answer
 from ..logs import logger
+from . import supervised
 
 
 WITHIN: Final = 1.0
@@ -43,14 +45,17 @@ class Child:
         _signal(self._process, number)
 
     async def ask(self, method: str, path: str) -> Answer | None:
-        """Return its answer; None where it gives none in time, or does not answer yet."""
+        """Return its answer; None where it gives none in time, or does not answer yet: it does not do it later."""
         if "answering" not in self.told:
             return None
         number = next(self._ids)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
+        # what is to be done may wait for the event loop first
+        until = clock.monotonic() + (WITHIN if method == "GET" else WITHIN - supervised.WITHIN)
+        question = {"id": number, "method": method, "path": path, "until": until}
         try:
-            self._writer.write(json.dumps({"id": number, "method": method, "path": path}).encode() + b"\n")
+            self._writer.write(json.dumps(question).encode() + b"\n")
             async with asyncio.timeout(WITHIN):
                 return await answer
         except TimeoutError:

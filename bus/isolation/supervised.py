@@ -1,8 +1,9 @@
 """Supervised: what a worker's process has of its supervisor: a socket on which it is asked, and whose end ends it.
 
-Lines of JSON go both ways. The supervisor asks `{"id": 1, "method": "GET", "path": "/readyz"}` and is answered
-`{"id": 1, "status": 200, "body": …}`; what the process tells unasked has no id. A thread answers, so that a process
-whose event loop is blocked says so.
+Lines of JSON go both ways. The supervisor asks `{"id": 1, "method": "GET", "path": "/readyz", "until": …}` and is
+answered `{"id": 1, "status": 200, "body": …}`; what the process tells unasked has no id. A thread answers, so that a
+process whose event loop is blocked says so. What it reads only after `until`, which is a time of the machine's
+monotonic clock, is not done: it stood still, and its supervisor has given it up.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final
 
+from .. import clock
 from ..endpoint import Answer, Request
 from ..health import Health
 from ..logs import logger
@@ -77,6 +79,8 @@ class Supervised:
             with self._socket.makefile("rb") as lines:
                 for line in lines:
                     asked = json.loads(line)
+                    if clock.monotonic() > asked["until"]:
+                        continue
                     try:
                         answer = self._answer(Request(asked["method"], asked["path"], local=True))
                     except Exception:

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from ..endpoint import Answer, Reply, Request, listening, wanted
 from ..logs import logger
 from ..metrics import Metric, merged, text
 from .supervisor import Kept
+
+
+LEFT: Final = "if /readyz does not show it, it was not done, and will not be"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Whole:
         for kept in self.kept:
             if name in kept.services or name in kept.handlers:
                 answer = None if kept.child is None else await kept.child.ask("POST", asked.path)
-                return answer or Answer(503, f"process {kept.name} does not answer: nothing was done")
+                return answer or Answer(503, f"process {kept.name} does not answer: {LEFT}")
         for kept in self.kept:
             if name == kept.name:
                 return await self._hold_all(kept, asked)

@@ -73,8 +73,31 @@ place = Supervised("stuck", int(sys.argv[-1].rpartition("=")[2]), 60)
 place.tell(started=1)
 time.sleep(600)
 """
+COUNTING = """
+import sys, time
+from bus.endpoint import Answer
+from bus.isolation.supervised import Supervised
+
+paths = []
+
+def count(asked):
+    paths.append(asked.path)
+    return Answer(200, " ".join(paths))
+
+place = Supervised("counting", int(sys.argv[-1].rpartition("=")[2]), 0)
+place.answering(count)
+place.tell(started=1)
+time.sleep(60)
+"""
 QUICK = "raise SystemExit(0)"
-PROGRAMS = {"quick": QUICK, "unable": UNABLE, "torn": TORN, "babbling": BABBLING, "steady": STEADY}
+PROGRAMS = {
+    "quick": QUICK,
+    "unable": UNABLE,
+    "torn": TORN,
+    "babbling": BABBLING,
+    "steady": STEADY,
+    "counting": COUNTING,
+}
 
 
 def start(name: str, _: object) -> AbstractAsyncContextManager[Child]:
@@ -126,6 +149,23 @@ async def test_a_process_goes_on_that_cannot_answer_a_question() -> None:
                 await asyncio.sleep(0.02)
         answers = [await child.ask("GET", "/readyz") for _ in range(2)]
     assert [answer.status for answer in answers if answer is not None] == [500, 500]
+
+
+async def test_what_a_process_was_asked_while_it_stood_still_is_not_done_later() -> None:
+    async with start("counting", None) as child:
+        async with asyncio.timeout(WITHIN):
+            while "started" not in child.told:
+                await asyncio.sleep(0.02)
+            while await child.ask("POST", "/pause/cook") is None:
+                pass
+            child.signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+            assert await child.ask("POST", "/pause/charge") is None
+            child.signal(signal.SIGCONT)
+            while (answer := await child.ask("GET", "/readyz")) is None:
+                pass
+    assert isinstance(answer.body, str)
+    assert set(answer.body.split()) == {"/pause/cook", "/readyz"}
 
 
 ODD = {

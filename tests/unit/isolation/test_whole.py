@@ -9,7 +9,7 @@ import pytest
 
 from bus.endpoint import Answer, Request
 from bus.isolation.supervisor import Kept
-from bus.isolation.whole import Whole, answering
+from bus.isolation.whole import LEFT, Whole, answering
 from tests.unit.test_health import free_port
 
 
@@ -104,7 +104,7 @@ async def test_a_process_is_paused_by_its_name_and_each_of_its_services_with_it(
     starters.becomes("running", child=child)
     told = await asked(Whole([starters], asyncio.Event()), "/pause/starters", "POST")
     assert child.asked == [("POST", f"/pause/{service}") for service in asked_of]
-    stuck = Answer(503, "process starters does not answer: nothing was done")
+    stuck = Answer(503, f"process starters does not answer: {LEFT}")
     assert told == (Answer(200, "paused soup, salad") if answer else stuck)
 
 
