@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final
 
 from .. import logs
@@ -25,6 +25,8 @@ NO_BROKER = (
     "messages. Set BUS_URL=amqp://…"
 )
 
+TOGETHER: Final = 1.0
+"""Seconds within which signals come to all processes that somebody stops at once."""
 SUPERVISOR: Final = "supervisor"
 """The process of log lines that are of no other."""
 
@@ -96,6 +98,11 @@ async def handlers(command: Sequence[str], stop: asyncio.Event) -> dict[str, lis
         ending = tasks.create_task(end(scout))
         code = await scout.ended()
         ending.cancel()
+    if code == -signal.SIGTERM:
+        # whoever stops them all may have come to it first
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TOGETHER):
+                await stop.wait()
     if code < 0 and not stop.is_set():
         raise ConfigurationError(f"the services cannot be imported: the process that did ended by {meaning(code)}")
     found: dict[str, list[str]] = scout.told.get("handlers", {})

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from bus import ConfigurationError
+from bus.cli import isolate
 from bus.cli.isolate import compartments, handlers, own_command
 
 from .conftest import Run
@@ -117,6 +121,27 @@ async def test_what_starts_when_it_is_imported_does_not_hold_up_the_start(
     async with asyncio.timeout(WITHIN):
         found = await handlers([sys.executable, str(tmp_path / "stall.py"), "run"], asyncio.Event())
     assert found == {"kitchen": ["kitchen.cook"]}
+
+
+async def test_who_stops_all_processes_while_they_start_has_made_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = asyncio.Event()
+
+    class Scout:
+        def __init__(self) -> None:
+            self.told: dict[str, object] = {}
+
+        async def ended(self) -> int:
+            asyncio.get_running_loop().call_later(0.05, stop.set)
+            return -signal.SIGTERM
+
+    @asynccontextmanager
+    async def spawned(*_: object) -> AsyncIterator[Scout]:
+        yield Scout()
+
+    monkeypatch.setattr(isolate, "spawned", spawned)
+    async with asyncio.timeout(WITHIN):
+        assert await handlers([], stop) == -signal.SIGTERM
+    assert stop.is_set()
 
 
 @pytest.mark.parametrize("url", ["", "memory://"])
