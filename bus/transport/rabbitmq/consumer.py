@@ -63,6 +63,7 @@ class Feed:
         self._limit = limit
         self._declare = declare
         self._doubts = doubts
+        doubts.of(queue)
         self._ordered = ordered
         self._channel: Channel | None = None
         self._probing = False
@@ -128,12 +129,12 @@ class Feed:
             self._renewing = False
             if channel.error is None:
                 backoff.reset()
-                self._doubts.reached()
                 self._tell_again()
             hearing = Hearing(channel)
             while channel.error is None and not self._cancelled and not self._left:
                 if not await self._news():
                     await self._probe(channel)
+                    self._doubts.worked(self._queue, PROBE_AFTER if hearing.could(self._granted) else 0)
                     if self._granted and hearing.deaf():
                         self._renewing = True
                         return
@@ -151,6 +152,7 @@ class Feed:
             self._inbox.take_back(channel)
             if channel.error is not None or channel.doubtful:
                 self._doubts.add(channel.settled_last)
+            self._doubts.lost()
             if channel not in self._abandoned:
                 await channel.aclose()
 
@@ -357,6 +359,7 @@ class RabbitMQConsumer:
         self._feeds = feeds
         self._settling = settling
         self._doubts = doubts
+        inbox.done = self._done
 
     @property
     def consuming(self) -> bool:
@@ -374,9 +377,18 @@ class RabbitMQConsumer:
             if not doubts.none and doubts.settled(delivery.handed, redelivered=delivery.redelivered > 0):
                 delivery.ack()
                 continue
-            if delivery.redelivered:
-                doubts.taken_again(delivery.handed, delivery)
             return delivery
+
+    def _done(self, received: Received) -> bool:
+        """Ack what comes again and is done already; note what is not, as it may run, or wait to be taken."""
+        delivery, doubts = RabbitMQDelivery(received, self._settling), self._doubts
+        if delivery.message.id_made_up:
+            return False
+        if done := doubts.settled(delivery.handed, redelivered=True):
+            delivery.ack()
+        else:
+            doubts.came(delivery.handed, delivery.handing)
+        return done
 
     async def limit(self, unsettled: int) -> None:
         """Hold at most so many unsettled deliveries from now on; 0 stops, and gives back what nobody took yet."""

@@ -19,7 +19,7 @@ from .. import Subscription
 from . import copies, delay, envelope, wire
 from .cascade import Ways
 from .channel import Parcel, Received
-from .doubts import Doubts, Settled
+from .doubts import Doubts, Handing, Settled
 from .supervisor import Backoff
 from .suspects import BEHIND, SUSPECT, Suspects
 from .topology import Names, retry_key
@@ -208,7 +208,7 @@ class RabbitMQDelivery:
     def _doubt(self) -> None:
         """Note that the ack may be lost. Raises DeliveryLost where it is: the message came again meanwhile."""
         channel, doubts = self._received.channel, self._settling.doubts
-        came_again = doubts.came_again(self.handed, self)
+        came_again = doubts.came_again(self.handed, self.handing)
         if came_again or channel.doubtful:
             doubts.add([self.handed])
         if came_again:
@@ -235,6 +235,8 @@ class RabbitMQDelivery:
         """Ack it: its outcome is carried out. Return whether it is known, should it come again as the ack was lost."""
         channel = self._received.channel
         channel.settle(self._tag)
+        if self.redelivered:
+            self._settling.doubts.acked(self.handed, self.handing)
         if known := known and not self.message.id_made_up:
             channel.settled_last.append(self.handed)
         return known
@@ -246,6 +248,11 @@ class RabbitMQDelivery:
         replay = "" if exchange == self._settling.events else copies.replayed(self._received.header)
         message = self._arrived.message
         return message.source, message.id, self._arrived.attempt, exchange, replay
+
+    @property
+    def handing(self) -> Handing:
+        """What tells it from every other handing of the same copy."""
+        return self._received.channel, self._tag
 
     async def _copied(
         self, store: Callable[[Sequence[Parcel]], Awaitable[None]], copy: Parcel, delay: timedelta = NO_DELAY

@@ -23,6 +23,7 @@ class Hearing:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._clock = asyncio.get_running_loop().time
+        self._before = 0
         self._heard()
 
     def deaf(self) -> bool:
@@ -30,6 +31,12 @@ class Hearing:
         if self._channel.delivered != self._delivered or not self._channel.settled:
             self._heard()
         return self._clock() >= self._until
+
+    def could(self, granted: int) -> bool:
+        """Tell whether anything could come since this was last asked: something did, or there is room for it."""
+        channel = self._channel
+        came, self._before = channel.delivered > self._before, channel.delivered
+        return channel.error is None and (came or channel.delivered - len(channel.acks) < granted)
 
     def _heard(self) -> None:
         self._delivered = self._channel.delivered

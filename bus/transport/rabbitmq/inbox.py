@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Final
 
 from ...errors import TidegateError
+from . import wire
 from .channel import Channel, Received
 
 
@@ -19,11 +20,13 @@ seen between two turns, so a flooded queue must not make them long; alone, nothi
 class Inbox:
     """Deliveries that nobody took yet, in their order; whoever waits gets the next. It outlives channels.
 
-    `among` are the inboxes of the process, this one too.
+    `among` are the inboxes of the process, this one too. `done` is asked of what comes again, as it comes: whether
+    nothing is left to do with it.
     """
 
     def __init__(self, among: Sized) -> None:
         self.ready: deque[Received] = deque()
+        self.done: Callable[[Received], bool] = lambda _: False
         self._among = among
         self._left = PER_TURN
         self._waiting: deque[asyncio.Future[Received]] = deque()
@@ -31,6 +34,8 @@ class Inbox:
 
     def put(self, received: Received) -> None:
         """Hand a delivery to who has waited longest, or keep it."""
+        if wire.redelivered(received.method) and self.done(received):
+            return
         self.ready.append(received)
         self._pass_on()
 

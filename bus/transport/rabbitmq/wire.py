@@ -171,6 +171,11 @@ def delivered(method: bytes) -> tuple[int, bool, str, str]:
     return tag, bool(redelivered & 1), exchange, key
 
 
+def redelivered(method: bytes) -> bool:
+    """Read of a Basic.Deliver only whether it came before."""
+    return bool(method[13 + method[4]] & 1)
+
+
 def returned(method: bytes) -> tuple[str, str, str]:
     """Read a Basic.Return: reply text, exchange, routing key."""
     reply, at = _short(method, 6)

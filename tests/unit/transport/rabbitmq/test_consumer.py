@@ -14,7 +14,7 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from bus import AccessRefused
-from bus.transport.rabbitmq import consumer, moves, wire
+from bus.transport.rabbitmq import consumer, doubts, moves, wire
 from bus.transport.rabbitmq.consumer import Feed
 from bus.transport.rabbitmq.doubts import Doubts
 from bus.transport.rabbitmq.inbox import Inbox
@@ -169,6 +169,38 @@ async def test_what_was_acked_before_the_broker_cancels_is_in_doubt_and_what_is_
         await asked(peer, commands.Channel.Open, commands.Queue.Declare, commands.Channel.Close, *CONSUME)
         assert channel.doubtful
         assert feed._doubts.settled(key, redelivered=True)
+
+
+async def reached(peer: Peer, kind: type[Frame]) -> int:
+    """Answer what asks for life until something else comes; return its channel."""
+    while True:
+        number, command = await peer.command()
+        if isinstance(command, kind):
+            return number
+        peer.send(ANSWERS[type(command)], number)
+
+
+async def test_l2_acks_are_in_doubt_until_so_much_time_was_spent_in_which_their_messages_could_come(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubts, "LAST", 2 * SHORT)
+    key = "/t", "5", 1, "", ""
+    async with feeding(inbox, 0) as (feed, peer):
+        await idle(feed, peer)
+        feed._doubts.add([key])
+        await asked(peer, *[commands.Basic.Qos] * 4)  # paused, or its breaker is open
+        assert not feed._doubts.none
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed.limit(1))
+            number = await reached(peer, commands.Basic.Consume)
+            peer.send(ANSWERS[commands.Basic.Consume], number)
+        delivered(peer, number)
+        await asked(peer, *[commands.Basic.Qos] * 4)  # all that it may hold
+        assert not feed._doubts.none
+        (await inbox.get()).channel.settle(1)
+        await reached(peer, commands.Basic.Ack)
+        await asked(peer, *[commands.Basic.Qos] * 3)
+        assert feed._doubts.none
 
 
 async def test_a_source_that_is_looked_for_without_an_answer_is_looked_for_again(inbox: Inbox) -> None:

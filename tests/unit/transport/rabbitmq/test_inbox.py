@@ -11,7 +11,7 @@ from bus.transport.rabbitmq.inbox import PER_TURN, Inbox
 
 
 def received(number: int, channel: Any = None) -> Any:
-    return SimpleNamespace(number=number, channel=channel)
+    return SimpleNamespace(number=number, channel=channel, method=bytes(14))
 
 
 class Taken(list[int]):
