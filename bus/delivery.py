@@ -165,15 +165,7 @@ def settling(handler: Handler, process: Process, slots: Slots, runs: Runs, runti
             raise
         finally:
             slots.give()
-        lost: Outcome | None = outcome
-        try:
-            outcome = await _carry_out(handler, delivery, outcome, runtime, task)
-            lost = None
-        except DeliveryLost:
-            return Release()
-        finally:
-            runs.end(key, None if undone(delivery) else lost)
-        return outcome
+        return await _carry_out(handler, delivery, outcome, runtime, task, runs, key)
 
     return settle
 
@@ -223,17 +215,34 @@ async def _failure(error: BaseException, task: asyncio.Task[Any]) -> BaseExcepti
 
 
 async def _carry_out(
-    handler: Handler, delivery: Delivery, outcome: Outcome, runtime: Runtime, task: asyncio.Task[Any]
+    handler: Handler,
+    delivery: Delivery,
+    outcome: Outcome,
+    runtime: Runtime,
+    task: asyncio.Task[Any],
+    runs: Runs,
+    key: Run | None,
 ) -> Outcome:
+    """Carry an outcome out, or what its own failure is judged as; what is lost over it is kept as what the run came to.
+
+    A success is not where it was to be committed and was not: it runs again. A failure was to commit nothing.
+    """
+    lost: Outcome | None = outcome
     try:
-        await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
-    except (Unroutable, MessageTooLarge, NotCompleted, asyncio.CancelledError) as error:
-        failed: BaseException | None = error
-        if isinstance(error, asyncio.CancelledError) and (failed := await _failure(error, task)) is None:
-            raise
-        assert failed is not None
-        outcome = judge(handler, delivery, failed, runtime.random)
-        await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
+        try:
+            await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
+        except (Unroutable, MessageTooLarge, NotCompleted, asyncio.CancelledError) as error:
+            failed: BaseException | None = error
+            if isinstance(error, asyncio.CancelledError) and (failed := await _failure(error, task)) is None:
+                raise
+            assert failed is not None
+            lost = outcome = judge(handler, delivery, failed, runtime.random)
+            await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
+        lost = None
+    except DeliveryLost:
+        return Release()
+    finally:
+        runs.end(key, None if isinstance(lost, Ack) and undone(delivery) else lost)
     return outcome
 
 

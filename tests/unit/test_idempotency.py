@@ -18,6 +18,7 @@ from bus import (
     Message,
     Outcome,
     Process,
+    Reject,
     Retry,
     Service,
     SqliteStore,
@@ -26,6 +27,7 @@ from bus import (
     fixed,
 )
 from bus.errors import DeliveryLost
+from bus.idempotency import NotCompleted
 from bus.outcome import Release
 from bus.testing import SimulationFailed, Tester, simulate
 
@@ -202,6 +204,29 @@ async def test_a_delivery_that_is_lost_before_the_commit_is_run_again_when_it_co
         assert await run(again) == Ack(again.settled[0].publish)  # type: ignore[union-attr]
         assert await run(late) == Ack()
     assert refunds(store) == [1]
+
+
+@pytest.mark.parametrize("fails", ["the handler", "the commit"])
+async def test_d6_a_run_that_failed_is_not_repeated_when_its_message_comes_again(
+    store: SqliteStore, fails: str
+) -> None:
+    service, runs = Service("billing", store=store), list[int]()
+
+    @service.on(Placed, idempotent=True)
+    async def refund(placed: Placed, transaction: SqliteTransaction) -> None:
+        await transaction.execute("INSERT INTO refunds VALUES (?)", [placed.number])
+        runs.append(placed.number)
+        if fails == "the handler":
+            raise Reject("no")
+
+    gone = DeliveryLost("its copy was stored, and its channel went")
+    async with store.opened() as opened:
+        run = process(service, store=opened, transaction_type=SqliteTransaction)
+        lost, again = Lossy(b'{"number": 1}'), Lossy(b'{"number": 1}', redelivered=1)
+        lost.refuse = [gone] if fails == "the handler" else [NotCompleted("no"), gone]
+        assert isinstance(await run(lost), Release)
+        await run(again)
+    assert (again.settled, runs, refunds(store)) == (lost.settled[-1:], [1], [])
 
 
 async def test_a_delivery_whose_ack_is_cancelled_before_the_commit_is_run_again_when_it_comes_again(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from bus import Event, Service, fixed
+from bus.errors import DeliveryLost
 from bus.testing import Tester
+from tests.unit.played import Played, process
 
 from .in_memory import DictCompletion, DictStore, DictTransaction
 
@@ -105,8 +107,27 @@ async def test_a_store_that_raises_fails_one_run_and_the_message_is_done_once_wh
         await bus.advance(600)
         assert sorted(store.store.effects) == ["1", "2"]
         assert bus.dead_letters() == []
-    # where nothing is undone, nothing need raise
-    assert store.raised or (call, ends) in (("commit", "fails"), ("used", "succeeds"))
+    # where nothing is undone or lost, nothing need raise
+    assert store.raised or (call, ends) == ("commit", "fails") or call == "used"
+
+
+async def test_where_it_is_not_known_whether_a_lost_run_wrote_its_message_is_run_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, runs = SickStore("used"), list[int]()
+    service = Service("sick", store=store)
+
+    @service.on(Placed, idempotent=True)
+    async def work(placed: Placed, transaction: DictTransaction) -> None:
+        runs.append(placed.number)
+
+    run = process(service, store=store, transaction_type=DictTransaction)
+    lost = Played(b'{"number": 1}')
+    lost.refuse = [DeliveryLost("its channel is gone")]
+    await run(lost)
+    await run(Played(b'{"number": 1}', redelivered=1))
+    assert runs == [1, 1]
+    assert "not known whether it wrote" in caplog.text
 
 
 async def test_where_the_rollback_raises_too_the_handlers_own_failure_is_told(
