@@ -47,6 +47,8 @@ class Runs:
         """Note that a run begins, and return its key."""
         if self._away:
             self._reached()
+        elif self._unsettled:
+            self._forget()
         if key is not None:
             self._running.setdefault(key, None)
         return key
@@ -72,6 +74,12 @@ class Runs:
             if until > now
         }
 
+    def _forget(self) -> None:
+        """Forget what came not again. Something else began since, so its queue had the time and the room to send it."""
+        now = asyncio.get_running_loop().time()
+        while self._unsettled and self._unsettled[oldest := next(iter(self._unsettled))][1] <= now:
+            del self._unsettled[oldest]
+
     async def over(self, delivery: Delivery) -> None:
         """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""
         key = run_of(delivery)
@@ -87,8 +95,7 @@ class Runs:
         """Return the outcome of the earlier run of a message that came again, waiting for its end; None without one."""
         while key in self._running:
             await self._changed(key)
-        outcome, until = self._unsettled.get(key, (None, 0.0))
-        return outcome if until > asyncio.get_running_loop().time() else None
+        return self._unsettled.get(key, (None,))[0]
 
     async def _changed(self, key: Run) -> None:
         event = self._running[key]
