@@ -173,7 +173,7 @@ def delivered(method: bytes) -> tuple[int, bool, str, str]:
 
 def redelivered(method: bytes) -> bool:
     """Read of a Basic.Deliver only whether it came before."""
-    return bool(method[13 + method[4]] & 1)
+    return method[13 + method[4]] & 1 == 1
 
 
 def returned(method: bytes) -> tuple[str, str, str]:
