@@ -74,12 +74,6 @@ class Runs:
             if until > now
         }
 
-    def _forget(self) -> None:
-        """Forget what came not again. Something else began since, so its queue had the time and the room to send it."""
-        now = asyncio.get_running_loop().time()
-        while self._unsettled and self._unsettled[oldest := next(iter(self._unsettled))][1] <= now:
-            del self._unsettled[oldest]
-
     async def over(self, delivery: Delivery) -> None:
         """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""
         key = run_of(delivery)
@@ -96,6 +90,12 @@ class Runs:
         while key in self._running:
             await self._changed(key)
         return self._unsettled.get(key, (None,))[0]
+
+    def _forget(self) -> None:
+        """Forget what came not again. Something else began since, so its queue had the time and the room to send it."""
+        now = asyncio.get_running_loop().time()
+        while self._unsettled and self._unsettled[oldest := next(iter(self._unsettled))][1] <= now:
+            del self._unsettled[oldest]
 
     async def _changed(self, key: Run) -> None:
         event = self._running[key]

@@ -314,6 +314,7 @@ def test_a_delivery_is_read_as_pamqp_wrote_it(
 ) -> None:
     method = pamqp.frame.marshal(commands.Basic.Deliver(consumer, tag, redelivered, exchange, key), 1)
     assert wire.delivered(payload(method)) == (tag, redelivered, exchange, key)
+    assert wire.redelivered(payload(method)) is redelivered
 
 
 @given(SHORT, EXCHANGES, SHORT)
