@@ -166,13 +166,15 @@ def settling(handler: Handler, process: Process, slots: Slots, runs: Runs, runti
         finally:
             slots.give()
         lost: Outcome | None = outcome
+        held = 0.0
         try:
             outcome = await _carry_out(handler, delivery, outcome, runtime, task)
             lost = None
-        except DeliveryLost:
+        except DeliveryLost as error:
+            held = error.held
             return Release()
         finally:
-            runs.end(key, None if undone(delivery) else lost)
+            runs.end(key, None if undone(delivery) else lost, held)
         return outcome
 
     return settle
