@@ -228,6 +228,7 @@ async def _carry_out(
     A success is not where it was to be committed and was not: it runs again. A failure was to commit nothing.
     """
     lost: Outcome | None = outcome
+    held = 0.0
     try:
         try:
             await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
@@ -239,10 +240,11 @@ async def _carry_out(
             lost = outcome = judge(handler, delivery, failed, runtime.random)
             await delivery.settle(told(handler, delivery.message, outcome, runtime.source))
         lost = None
-    except DeliveryLost:
+    except DeliveryLost as error:
+        held = error.held
         return Release()
     finally:
-        runs.end(key, None if isinstance(lost, Ack) and undone(delivery) else lost)
+        runs.end(key, None if isinstance(lost, Ack) and undone(delivery) else lost, held)
     return outcome
 
 

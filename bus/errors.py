@@ -153,7 +153,14 @@ class AccessRefused(TidegateError):
 
 
 class DeliveryLost(TidegateError):
-    """A delivery cannot be settled any more: its connection is gone, or its queue handed it out again meanwhile."""
+    """A delivery cannot be settled any more: its connection is gone, or its queue handed it out again meanwhile.
+
+    `held` are the seconds for which its transport holds it before it comes again; 0 by default.
+    """
+
+    def __init__(self, why: str = "", *, held: float = 0.0) -> None:
+        super().__init__(why)
+        self.held = held
 
 
 class Reject(TidegateError):

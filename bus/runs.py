@@ -38,6 +38,8 @@ class Runs:
         self._running: dict[Run, asyncio.Event | None] = {}
         self._unsettled: dict[Run, tuple[Outcome, float]] = {}
         self._away = False
+        self._held: dict[Run, float] = {}
+        """Until when what its transport holds does not come again."""
 
     def under_way(self, delivery: Delivery) -> bool:
         """Tell whether the earlier run of what came again is not over yet."""
@@ -53,8 +55,8 @@ class Runs:
             self._running.setdefault(key, None)
         return key
 
-    def end(self, key: Run | None, unsettled: Outcome | None) -> None:
-        """Note that a run is over, and keep its outcome if that is not settled."""
+    def end(self, key: Run | None, unsettled: Outcome | None, held: float = 0.0) -> None:
+        """Note that a run is over, and keep its outcome if that is not settled: held here, for so many seconds."""
         if key is None:
             return
         self._unsettled.pop(key, None)
@@ -64,12 +66,16 @@ class Runs:
                 del self._unsettled[next(iter(self._unsettled))]
         if (waited_for := self._running.pop(key, None)) is not None:
             waited_for.set()
+        if held:
+            self._held[key] = asyncio.get_running_loop().time() + held
 
     def _reached(self) -> None:
         # what runs has come since: the connection is there again, and so is what was lost with it, by and by
-        self._away, now = False, asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        self._held = {key: until for key, until in self._held.items() if until > now}
+        self._away = bool(self._held)
         self._unsettled = {
-            key: (outcome, min(until, now + self.KEPT))
+            key: (outcome, until if key in self._held else min(until, now + self.KEPT))
             for key, (outcome, until) in self._unsettled.items()
             if until > now
         }

@@ -86,7 +86,7 @@ def _check_taken(name: str, annotation: Any, given: Sequence[type], place: str) 
 def _check_returned(annotation: Any, place: str) -> None:
     if (wrong := _unpublished(annotation)) is not None:
         raise ConfigurationError(
-            f"{place}: it returns {called(wrong)}, which cannot be published: a handler returns an event, a list or "
+            f"{place}: it returns {wrong}, which cannot be published: a handler returns an event, a list or "
             "tuple of events, or None"
         )
 
@@ -101,7 +101,7 @@ def _parts(annotation: Any) -> list[Any]:
 
 def _class_of(annotation: Any) -> type | None:
     """Return the class whose instances are meant; None where it cannot be told who is one."""
-    cls = get_origin(annotation) or annotation
+    cls = NoneType if annotation is None else get_origin(annotation) or annotation
     if cls is Any or not isinstance(cls, type) or getattr(cls, "_is_protocol", False):
         return None
     return cls
@@ -116,17 +116,19 @@ def _takes(cls: type, given: type) -> bool:
     return given.__schema__.type is None or cls.__schema__ is given.__schema__
 
 
-def _unpublished(annotation: Any) -> Any:
+def _unpublished(annotation: Any) -> str | None:
     """Return the part of what is returned that is plainly no event, nor None, nor a sequence of events."""
     for part in _parts(annotation):
         cls = _class_of(part)
         if cls is None or any(_below(cls, each) for each in (NoneType, Event, Awaitable)) or _below(Event, cls):
             continue
         if not any(_below(cls, each) or _below(each, cls) for each in (list, tuple)):
-            return part
-        for element in get_args(part):
-            if element is not ... and (wrong := _unpublished(element)) is not None:
-                return wrong
+            return called(part)
+        for element in (each for argument in get_args(part) for each in _parts(argument)):
+            inner = _class_of(element)
+            if inner is not None and not (_below(inner, Event) or _below(Event, inner)):
+                # each of several is published: only alone is None nothing
+                return f"{'None' if inner is NoneType else called(element)} in {called(part)}"
     return None
 
 

@@ -111,6 +111,8 @@ class Delivery(Protocol):
 
         An Ack's `complete` is awaited once, after the copies and before the reply and the ack. What it raises comes
         out as it is, with nothing acked: the caller settles the delivery with another outcome then.
+
+        DeliveryLost has `held` where the delivery is held here for so many seconds before the message comes again.
         """
         ...
 

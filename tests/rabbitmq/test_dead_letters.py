@@ -16,7 +16,7 @@ from pamqp import commands
 from bus import BusUnavailable, Event, Letter, Message, Reject, Service
 from bus.outcome import DeadLetter, Failure
 from bus.transport.memory import MemoryTransport
-from bus.transport.rabbitmq import compaction, copies, stream
+from bus.transport.rabbitmq import compaction, copies, stream, topology
 from bus.transport.rabbitmq.channel import Channel, Parcel, Received
 from bus.transport.rabbitmq.desk import Desk
 from bus.transport.rabbitmq.fold import Noted, Row
@@ -406,6 +406,31 @@ async def test_messages_without_an_id_that_come_to_both_generations_are_one_lett
         assert await other.transport.dead_letters.compact("shop") == (3, 1)
         assert [letter.id for letter in await listed(other)] == [kept.id, expired[2].id, last.id]
         assert last.id not in [letter.id for letter in expired]
+
+
+async def test_a_letter_without_an_id_outlives_a_worker_that_starts_as_a_generation_is_announced(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded, kept = await buried(stage, 2)
+    await stage.transport.dead_letters.discard(discarded)
+    newest, cut, early = topology._newest, Desk.cut, [0]
+
+    async def asked(connection: Any, names: Any, service: str, generation: int) -> int:
+        # a moment before it was announced, at first
+        return early.pop() if early else await newest(connection, names, service, generation)
+
+    async def come(self: Desk, generation: int) -> None:
+        monkeypatch.setattr(topology, "_newest", asked)
+        await stage.declare(shop())
+        flags, properties = copies.encode({"delivery_mode": 2})
+        given_up = Parcel("", "shop.dead", "shop.reserve", flags, properties, b"given up")
+        await stage.transport.dead_letters._streams.store([given_up])
+        await cut(self, generation)
+
+    monkeypatch.setattr(Desk, "cut", come)
+    assert await stage.transport.dead_letters.compact("shop") == (2, 1)
+    assert not early
+    assert [letter.message.body for letter in await listed(stage)] == [kept.message.body, b"given up"]
 
 
 async def test_nested_headers_and_bytes_survive_a_compaction_and_a_file(stage: Stage, broker: Shared) -> None:

@@ -281,6 +281,27 @@ async def test_another_attempt_or_a_message_without_an_id_of_its_own_is_run() ->
     assert len(runs) == 4
 
 
+@pytest.mark.parametrize("away", [0, 1000 * Runs.KEPT], ids=["at once", "after an outage"])
+async def test_f6_the_outcome_of_what_is_held_is_kept_until_it_may_have_come_again(away: float) -> None:
+    runs: list[int] = []
+
+    async def work(placed: Placed) -> None:
+        runs.append(placed.number)
+
+    run, loop = process(handling(work)), asyncio.get_running_loop()
+    held, again = Played(), Played(redelivered=1)
+    held.refuse = [DeliveryLost("too large for any copy", held=5 * Runs.KEPT)]
+    await run(held)
+    await run(Played(b'{"number": 1}', id="another"))
+    given_back = loop.time() + 5 * Runs.KEPT + away
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", lambda: given_back)
+        await run(Played(b'{"number": 2}', id="a third"))
+        await run(again)
+    assert runs == [0, 1, 2]
+    assert again.settled == held.settled
+
+
 async def test_a_lost_outcome_is_kept_however_long_nothing_comes() -> None:
     runs: list[int] = []
 

@@ -10,6 +10,20 @@ from bus import Ack
 from bus.runs import Runs
 
 
+async def test_what_was_held_is_forgotten_as_all_that_comes_not_again() -> None:
+    runs, loop = Runs(), asyncio.get_running_loop()
+    runs.end(("/t", "1", 1), Ack(), held=10)
+    runs.begin(("/t", "2", 1))
+    late = loop.time() + 11
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", lambda: late)
+        runs.begin(("/t", "2", 1))
+        assert await runs.earlier(("/t", "1", 1)) == Ack()
+        patch.setattr(loop, "time", lambda: late + Runs.KEPT + 1)
+        runs.begin(("/t", "2", 1))
+        assert await runs.earlier(("/t", "1", 1)) is None
+
+
 async def test_only_so_many_lost_outcomes_are_kept() -> None:
     runs = Runs()
     for number in range(Runs.MOST + 10):

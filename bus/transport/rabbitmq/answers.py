@@ -111,13 +111,14 @@ class Answers:
     async def _send_waiting(self, channel: Channel) -> None:
         """Send what waits whenever the link takes it; ends with the channel, or by being cancelled."""
         while channel.error is None:
-            self._wanted.clear()
             while self._waiting and channel.link.open_for_writing:
                 self._put(channel, self._waiting.popleft())
             if self._waiting:
                 with suppress(ConnectionError):
                     await channel.link.writable()
             else:
+                # what waits when the channel ends wants another one
+                self._wanted.clear()
                 self._sent.set()
                 await self._wanted.wait()
 

@@ -56,7 +56,9 @@ async def _begin(channel: Channel, desk: Desk, streams: Streams, names: Names) -
     """Have a next generation: it takes new letters, then the older one is sealed, then it is announced."""
     older, newer = desk.stream(desk.newest), desk.stream(desk.newest + 1)
     await ask(channel, commands.Queue.Declare(queue=newer, durable=True, arguments=STREAM))
-    await ask(channel, commands.Queue.Bind(queue=newer, exchange=names.dead(desk.service), routing_key=""))
+    for stream in (older, newer):
+        # by a key of ours: a worker that starts as this is announced unbinds the older one by its own key
+        await ask(channel, commands.Queue.Bind(queue=stream, exchange=names.dead(desk.service), routing_key=""))
     await streams.store([mark(older, SEAL)])
     await ask(channel, commands.Exchange.Declare(exchange=newer, exchange_type="fanout", durable=True))
     await desk.look()

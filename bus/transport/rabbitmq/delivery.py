@@ -320,6 +320,7 @@ class RabbitMQDelivery:
             channel.reject(self._tag)
             return
         logger().error("too large for a copy, and held: raise the broker's max_message_size", **about)
+        held = 0.0
         if subscription.ordered:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LONGEST_HOLD):
@@ -327,8 +328,9 @@ class RabbitMQDelivery:
             await channel.aclose()
         else:
             # nobody waits for it here: it may be a suspect, and others have the next turn
-            asyncio.get_running_loop().call_later(LONGEST_HOLD, channel.release, [self._tag])
-        raise DeliveryLost(f"{self.message.id}: it comes again: {error}")
+            held = LONGEST_HOLD
+            asyncio.get_running_loop().call_later(held, channel.release, [self._tag])
+        raise DeliveryLost(f"{self.message.id}: it comes again: {error}", held=held)
 
     def _require_channel(self) -> None:
         if (error := self._received.channel.error) is not None:

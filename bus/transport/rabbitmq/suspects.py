@@ -17,6 +17,7 @@ from ...logs import logger
 from ...message import Ids
 from . import copies, wire
 from .channel import ChannelClosed, Parcel, Received
+from .patience import patient
 from .supervisor import Supervisor
 from .topology import MARKS
 
@@ -30,6 +31,7 @@ TOKEN: Final = "tidegate-token"
 BEGUN: Final = "tidegate-begun"
 PREFETCH: Final = 1_000
 READ_WITHIN: Final = 10.0
+"""Seconds for one try to read on to a mark; the next one goes on from there."""
 END_WITHIN: Final = 2.0
 """Seconds for the note that a run ended: a worker that stops does not wait longer."""
 
@@ -116,8 +118,9 @@ class Suspects:
             return
         if self._anew:
             self._anew, self._next, self._begun = False, "first", {}
+        began = self._next
         try:
-            async with asyncio.timeout(READ_WITHIN):
+            async with patient(READ_WITHIN):
                 link = await self._supervisor.link()
                 channel = await link.channel()
                 inbox: asyncio.Queue[Received | None] = asyncio.Queue()
@@ -146,8 +149,9 @@ class Suspects:
                 raise AccessRefused(f"{self._stream}: {error.text}") from error
             raise BusUnavailable(f"{self._stream}: {error}", {}) from error
         except (ConnectionError, TimeoutError) as error:
-            # an entry that is stored and does not come stands before where it is looked for, in a stream that is new
-            self._anew = self._anew or isinstance(error, TimeoutError)
+            # an entry that is stored and does not come stands before where it is looked for, in a stream that is new;
+            # where others came instead, there were too many for once
+            self._anew = self._anew or (isinstance(error, TimeoutError) and self._next == began)
             raise BusUnavailable(f"{self._stream}: its marks could not be read: {error!r}", {}) from error
 
     def _fold(self, headers: dict[str, Any]) -> str:

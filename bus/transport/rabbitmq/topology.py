@@ -273,7 +273,8 @@ async def _declare_letters(
         await stream.bind(dead)
         before, generation = generation, await _newest(connection, names, service, generation)
         if generation != before:
-            # a compaction went on meanwhile: its next run sweeps up what was declared here
+            # a compaction went on meanwhile: its next run sweeps up what was declared here, and while it needs the
+            # older generation bound, that is bound by another key too
             await stream.unbind(dead)
 
 

@@ -120,6 +120,25 @@ async def test_r4_answers_wait_while_the_broker_takes_nothing_and_only_so_many_d
         assert number == 1
 
 
+async def test_r4_an_answer_that_waited_for_a_blocked_link_goes_by_the_next_one() -> None:
+    async with connected() as (first, dead), connected() as (second, alive), answering(first, second) as answers:
+        answers.send(ADDRESS, reply(1))
+        number = await opened(dead)
+        await published(dead)
+        dead.send(commands.Basic.Ack(1), number)
+        dead.send(commands.Connection.Blocked("low on memory"))
+        while not first.blocked:
+            await asyncio.sleep(0)
+        answers.send(ADDRESS, reply(2))
+        for _ in range(5):
+            await asyncio.sleep(0)  # it waits for the link by then
+        dead.writer.transport.abort()
+        async with asyncio.timeout(5):
+            await opened(alive)
+            assert await identified(alive) == b"2"
+            await answers.aclose()
+
+
 async def identified(peer: Peer) -> bytes:
     """Read one message and return its id."""
     await peer.expect(commands.Basic.Publish)

@@ -98,8 +98,9 @@ async def test_f4_what_the_broker_cannot_dead_letter_is_held_and_takes_nothing_a
 ) -> None:
     monkeypatch.setattr(delivery, "LONGEST_HOLD", 0.05)
     channel = Channel()
-    with pytest.raises(DeliveryLost, match="it comes again"):
+    with pytest.raises(DeliveryLost, match="it comes again") as told:
         await delivered(channel, properties, subscription).settle(REJECTED)
+    assert told.value.held == (0 if end == "closed" else 0.05)
     assert channel.done.empty() or end == "closed"
     async with asyncio.timeout(10):
         assert await channel.done.get() == end

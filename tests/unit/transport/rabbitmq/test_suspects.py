@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace as Bare
 from typing import Any
@@ -31,6 +32,8 @@ class Played:
         self.confirms: list[asyncio.Event] = []
         """When the next marks are confirmed; at once, where nothing is said."""
         self.read = asyncio.Event()
+        self.at_once = 1_000
+        """How many marks a read gets before nothing more comes."""
         self.error: ConnectionError | None = None
         self.there = True
 
@@ -86,8 +89,9 @@ class Channel:
             else:
                 raise failure
         begins = command.arguments["x-stream-offset"]
-        for offset, mark in enumerate(self._played.marks):
-            if begins == "first" or offset >= begins:
+        first = 0 if begins == "first" else begins
+        for offset, mark in enumerate(self._played.marks[: first + self._played.at_once]):
+            if offset >= first:
                 flags, properties = copies.encode({"headers": {**mark, "x-stream-offset": offset}})
                 header = bytes(12) + flags.to_bytes(2, "big") + properties
                 self.on_delivery(Bare(method=METHOD, header=header))
@@ -218,3 +222,35 @@ async def test_a_stream_that_another_declared_again_is_read_from_its_beginning(m
     with pytest.raises(BusUnavailable, match="could not be read"):
         await worker.begin("work one", "f")
     assert await worker.begin("work one", "f") == 1
+
+
+async def test_f5_marks_that_take_longer_to_read_than_is_waited_for_are_read_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(suspects, "READ_WITHIN", 0.05)
+    played = Played()
+    await played.worker().begin("work one", "died")
+    others = played.worker()
+    for number in range(50):
+        await others.begin("work other", f"{number}")
+        await others.end("work other", f"{number}")
+    worker, played.at_once = played.worker(), 40
+    for _ in range(2):
+        with pytest.raises(BusUnavailable, match="could not be read"):
+            await worker.begin("work one", "mine")
+    assert await worker.begin("work one", "mine") == 1
+
+
+async def test_f5_marks_that_came_while_the_loop_was_busy_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspects, "READ_WITHIN", 0.2)
+    played, read, loop = Played(), Channel.rpc, asyncio.get_running_loop()
+
+    async def late(channel: Channel, command: Any) -> None:
+        def busy() -> None:
+            time.sleep(0.25)
+            loop.call_soon(asyncio.ensure_future, read(channel, command))
+
+        loop.call_soon(busy)
+
+    monkeypatch.setattr(Channel, "rpc", late)
+    assert await played.worker().begin("work one", "mine") == 0
