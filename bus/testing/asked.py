@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -59,6 +60,21 @@ def check_inside(call: str, outside: Outside) -> None:
             f"bus.{call} comes {outside} the Tester's `async with`, where no service runs, so that it would show "
             "nothing: move it inside, into `async with Tester(…) as bus:`"
         )
+
+
+def check_loop(call: str, home: object) -> None:
+    """Raise ConfigurationError for a call on another event loop than the Tester's: it would wait for ever."""
+    if home is not None and home is not asyncio._get_running_loop():
+        raise elsewhere(call)
+
+
+def elsewhere(call: str) -> ConfigurationError:
+    """Return what is wrong with a call on another event loop."""
+    return ConfigurationError(
+        f"bus.{call} comes on another event loop than the one that this Tester is open on. The `bus` fixture is on "
+        "pytest-asyncio's loop of its fixtures: give the test the same (no loop_scope= of its own, and no other "
+        "plugin's mark), or write `async with Tester(…) as bus:` in the test"
+    )
 
 
 def check_begun(call: str, outside: Outside) -> None:

@@ -26,7 +26,16 @@ from ..settings import Settings
 from ..transport import Delivery
 from ..transport.memory import MemoryTransport
 from ..worker import Worker
-from .asked import Outside, check_begun, check_event_class, check_handler, check_inside, check_services
+from .asked import (
+    Outside,
+    check_begun,
+    check_event_class,
+    check_handler,
+    check_inside,
+    check_loop,
+    check_services,
+    elsewhere,
+)
 from .generation import Generation, generations
 from .virtual_time import VirtualTime
 
@@ -107,7 +116,7 @@ class Tester(Bus):
         self._scope.enter_context(generations())
         self.transport.on_sent = self._note_sent
         self.transport.on_settled = self._news.set
-        self._outside = None
+        self._outside, self._home = None, asyncio.get_running_loop()
         try:
             await self._start()
         except BaseException:
@@ -159,9 +168,16 @@ class Tester(Bus):
 
         As `Bus.request`: a RequestTimeout comes without a wait.
         """
-        check_inside("request(…)", self._outside)
+        self._check("request(…)")
         with self._time.jumping():
             return await super().request(event, reply, timeout=timeout)
+
+    def _check(self, call: str) -> None:
+        check_inside(call, self._outside)
+        check_loop(call, self._home)
+
+    def _away(self) -> ConfigurationError:
+        return elsewhere("publish(…)")
 
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run; time jumps meanwhile.
@@ -169,7 +185,7 @@ class Tester(Bus):
         Raises NotSettled after `within` real seconds, after so many `deliveries`, or when the clock stands: it names
         the handlers that are busy, and why.
         """
-        check_inside("settled()", self._outside)
+        self._check("settled()")
         most = len(self._runs) + deliveries
         self._stands = False
         with self._time.jumping(within=span(within).total_seconds()):
@@ -183,7 +199,7 @@ class Tester(Bus):
 
     async def advance(self, by: Seconds) -> None:
         """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later."""
-        check_inside("advance(…)", self._outside)
+        self._check("advance(…)")
         loop = asyncio.get_running_loop()
         until = loop.time() + span(by).total_seconds()
         with self._time.jumping(until=until):
@@ -197,7 +213,7 @@ class Tester(Bus):
 
         No code of the old one runs any more, not even a `finally`. Resources of the services are opened anew.
         """
-        check_inside("crash()", self._outside)
+        self._check("crash()")
         assert self._generation is not None
         self._generation.abandon()
         self.transport.crash()
@@ -216,13 +232,13 @@ class Tester(Bus):
 
         Raises ConfigurationError for a name that is not there. A pause ends with `resume` or `crash`.
         """
-        check_inside("pause(…)", self._outside)
+        self._check("pause(…)")
         self.worker.pause(name)
         self._news.set()
 
     def resume(self, name: str) -> None:
         """End the pause of a service, or of one handler of it. Raises as `pause`."""
-        check_inside("resume(…)", self._outside)
+        self._check("resume(…)")
         self.worker.resume(name)
 
     def published(self, kind: type[E]) -> list[E]:
