@@ -15,7 +15,7 @@ import pytest
 try:
     from pytest_asyncio import fixture
 except ImportError:  # a project whose tests are anyio's, whose plugin runs this fixture too, or are not async at all
-    from pytest import fixture
+    fixture = pytest.fixture  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from .tester import Tester

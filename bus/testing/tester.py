@@ -15,7 +15,7 @@ from ..client import Bus
 from ..clock import Seconds, span
 from ..discovery import named
 from ..errors import ConfigurationError, TidegateError
-from ..event import Event, Events, decode
+from ..event import Event, decode
 from ..idempotency import Unit
 from ..message import Message, Outgoing
 from ..middleware.logging import logging
@@ -34,6 +34,7 @@ from .asked import (
     check_inside,
     check_loop,
     check_services,
+    classes_of,
     elsewhere,
 )
 from .generation import Generation, generations
@@ -242,11 +243,13 @@ class Tester(Bus):
         self.worker.resume(name)
 
     def published(self, kind: type[E]) -> list[E]:
-        """Return the events of a class, or of a base's subclasses, that were published so far, in order."""
+        """Return the events of a class, or of a base's subclasses, that were published so far, in order.
+
+        Also those that nobody subscribes to: `published(Event)` is all of them.
+        """
         check_event_class(kind, self._events)
         check_begun("published(…)", self._outside)
-        events = Events([kind, *self._events])
-        classes = {str(cls.__schema__.type): cls for cls in events.concrete(kind)}
+        classes = classes_of(kind, self._events, self.services, (sent.message.type for sent in self._sent))
         return [
             decode(classes[sent.message.type], sent.message.body, sent.message.version)  # type: ignore[misc]
             for sent in self._sent
