@@ -116,10 +116,10 @@ class Simulated(Tester):
         async with self._patience.trusted():
             await super().settled(within=within, deliveries=deliveries)
 
-    async def advance(self, by: Seconds) -> None:
-        """Let `by` seconds pass."""
+    async def advance(self, by: Seconds, *, within: Seconds = WITHIN) -> None:
+        """Let `by` seconds pass. Raises as `Tester.advance`."""
         async with self._patience.trusted():
-            await super().advance(by)
+            await super().advance(by, within=within)
 
     async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
         """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""

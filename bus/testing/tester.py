@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
@@ -37,7 +37,7 @@ from .asked import (
     classes_of,
     elsewhere,
 )
-from .generation import Generation, generations
+from .generation import Generation, generations, in_a_worker
 from .virtual_time import VirtualTime
 
 
@@ -170,7 +170,8 @@ class Tester(Bus):
         As `Bus.request`: a RequestTimeout comes without a wait.
         """
         self._check("request(…)")
-        with self._time.jumping():
+        # a handler's own request lets no time jump: who tests the handler does, and nothing is left of a crashed one
+        with nullcontext() if in_a_worker() else self._time.jumping():
             return await super().request(event, reply, timeout=timeout)
 
     def _check(self, call: str) -> None:
@@ -198,16 +199,29 @@ class Tester(Bus):
                 self._news.clear()
                 await self._news.wait()
 
-    async def advance(self, by: Seconds) -> None:
-        """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later."""
+    async def advance(self, by: Seconds, *, within: Seconds = WITHIN) -> None:
+        """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later.
+
+        What a thread or a socket still has to do then is not waited for. Raises NotSettled after `within` real seconds:
+        it names the handlers that are busy, and why the clock stands.
+        """
         self._check("advance(…)")
-        loop = asyncio.get_running_loop()
-        until = loop.time() + span(by).total_seconds()
-        with self._time.jumping(until=until):
-            arrived = asyncio.Event()
-            loop.call_at(until, arrived.set)
-            await arrived.wait()
-        await asyncio.sleep(0)
+        until = asyncio.get_running_loop().time() + span(by).total_seconds()
+        arrived = False
+
+        def arrive() -> None:
+            nonlocal arrived
+            arrived = True
+            self._news.set()
+
+        self._stands = False
+        with self._time.jumping(until=until, within=span(within).total_seconds(), arrived=arrive):
+            while not arrived:
+                if self._stands:
+                    told = [f"advance({by!r}) has not come to its end:", self._time.why(), *self._busy()]
+                    raise NotSettled("\n  ".join(told))
+                self._news.clear()
+                await self._news.wait()
 
     async def crash(self) -> None:
         """Let the worker die without a goodbye, and start another: what was unsettled comes again.
