@@ -16,6 +16,7 @@ from ..failure import described
 from ..message import Ids
 from ..service import awaited
 from ..worker import first_leaf
+from .ending import raised_by
 from .faults import Course, Fault
 from .fragile import FragileTransport
 from .patience import OutOfPatience, Patience
@@ -79,6 +80,10 @@ class Simulated(Tester):
         except NotSettled as stuck:
             # its worker did not end: that says more than what came of it
             raised = stuck if raised is None or isinstance(raised, NotSettled) else raised
+        except Exception as unclosed:
+            if self._owner is None or unclosed is not raised_by(self._owner):
+                raise
+            raised = raised or unclosed
         return raised
 
     async def _run(self, playing: Awaitable[None]) -> BaseException | None:
