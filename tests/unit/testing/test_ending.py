@@ -19,12 +19,12 @@ class Pool:
     pass
 
 
-def pooled(log: list[str], error: Exception | None = None) -> Service:
+def pooled(log: list[str], error: Exception | None = None, *, opens_in: float = 0) -> Service:
     service = Service("shop")
 
     @service.resource
     async def pool() -> AsyncIterator[Pool]:
-        await asyncio.sleep(5)
+        await asyncio.sleep(opens_in)
         log.append("open")
         yield Pool()
         log.append("closed")
@@ -94,7 +94,7 @@ async def test_a_tester_that_is_given_up_as_it_starts_leaves_nothing_running() -
     log: list[str] = []
     before = asyncio.all_tasks()
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01), Tester(pooled(log)):
-            pytest.fail("it opens a resource for 5 s")
+        async with asyncio.timeout(0.01), Tester(pooled(log, opens_in=30)):
+            pytest.fail("its resource was to take longer")
     assert asyncio.all_tasks() == before
     assert log == []

@@ -132,7 +132,7 @@ async def test_time_stands_again_after_a_crash_while_a_handler_asked() -> None:
         await bus.crash()
         await bus.settled()
         await bus.publish(Asked(number=8), delay=timedelta(days=1))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(time.sleep, 0.05)
         assert "delayed or waiting for a retry" in bus.transport.waiting()
 
 
