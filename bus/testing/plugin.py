@@ -39,7 +39,7 @@ async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Tester]:
         pytest.fail("the `bus` fixture needs @pytest.mark.bus(service, …), which names the services", pytrace=False)
     try:
         made = Tester(*mark.args, **mark.kwargs)
-    except ConfigurationError as error:
+    except (ConfigurationError, TypeError) as error:  # a TypeError is of a keyword that the mark does not take
         pytest.fail(f"@pytest.mark.bus(…): {error}", pytrace=False)
     async with made as tester:
         yield tester

@@ -92,13 +92,17 @@ async def test_empty(bus): ...
 
 @pytest.mark.bus("shop")
 async def test_text(bus): ...
+
+@pytest.mark.bus(shop, resource={})
+async def test_keyword(bus): ...
 """,
         "auto",
     )
     assert "needs @pytest.mark.bus(service" in told, told
     assert "@pytest.mark.bus(…): Tester() hosts no service" in told, told
     assert "@pytest.mark.bus(…): Tester(…) takes services, and 'shop' is a text: give the service itself" in told, told
-    assert ("tester.py" in told, "3 errors" in told) == (False, True), told
+    assert "@pytest.mark.bus(…): Tester.__init__() got an unexpected keyword argument 'resource'" in told, told
+    assert ("tester.py" in told, "4 errors" in told) == (False, True), told
 
 
 def test_another_event_loop_is_refused_in_one_line(tmp_path: Path) -> None:
