@@ -153,9 +153,10 @@ class Pool:
         threading.Thread(target=self._answer, daemon=True).start()
 
     def _answer(self) -> None:
-        while self._theirs.recv(1):
-            time.sleep(0.05)
-            self._theirs.sendall(b"x")
+        with self._theirs:
+            while self._theirs.recv(1):
+                time.sleep(0.05)
+                self._theirs.sendall(b"x")
 
     async def connect(self) -> None:
         self._reader, self._writer = await asyncio.open_connection(sock=self._ours)
@@ -164,9 +165,9 @@ class Pool:
         self._writer.write(b"?")
         assert await self._reader.readexactly(1) == b"x"
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._writer.close()
-        self._theirs.close()
+        await self._writer.wait_closed()
 
 
 class Threaded:
@@ -189,7 +190,7 @@ class Threaded:
         self._asked.put(asked)
         await asked
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._asked.put(None)
 
 
@@ -199,7 +200,7 @@ async def test_what_was_connected_before_takes_the_real_time_that_it_takes(kind:
     await there.connect()
     await there.query()
     assert await failures(there.query, timeout=60) == []
-    there.close()
+    await there.close()
 
 
 async def test_a_thread_that_was_there_before_and_knows_no_event_loop_holds_nothing_up() -> None:
