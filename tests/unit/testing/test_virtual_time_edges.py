@@ -19,6 +19,7 @@ import pytest
 from bus import Event, RequestTimeout, Service, SqliteStore, SqliteTransaction, clock, immediate
 from bus.testing import NotSettled, Tester
 from bus.testing.virtual_time import TURNS, VirtualTime
+from tests.unit.testing.far_end import answer
 
 
 class Asked(Event, type="asked"):
@@ -145,18 +146,11 @@ async def test_a_thread_that_ends_between_a_look_and_the_jump_is_not_jumped_over
 
 
 class Pool:
-    """What was connected before the Tester: a thread at its other end takes 50 ms to answer."""
+    """What was connected before the Tester: whatever is at its other end takes 50 ms to answer."""
 
     def __init__(self) -> None:
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        threading.Thread(target=self._answer, daemon=True).start()
-
-    def _answer(self) -> None:
-        with self._theirs:
-            while self._theirs.recv(1):
-                time.sleep(0.05)
-                self._theirs.sendall(b"x")
+        self._ours, theirs = socket.socketpair()
+        threading.Thread(target=answer, args=(theirs,), daemon=True).start()
 
     async def connect(self) -> None:
         self._reader, self._writer = await asyncio.open_connection(sock=self._ours)
