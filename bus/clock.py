@@ -1,6 +1,7 @@
 """Wall time and monotonic time: the only place that asks for them.
 
-Inside a running event loop the loop's clock is the truth: tests let it jump, and wall time jumps with it.
+Inside a running event loop the loop's clock is the truth: tests let it jump, and wall time jumps with it, in threads
+too.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ def span(seconds: Seconds) -> timedelta:
         raise TypeError(f"{seconds!r} is no span of time: give seconds as a number, or a timedelta") from None
 
 
+JUMPING: Final[list[asyncio.AbstractEventLoop]] = []
+"""The event loops whose clock a test lets jump; where no loop runs, as in a thread, the last of them counts."""
+
+
 def now() -> datetime:
     """Return wall time in UTC; it jumps with the running loop's clock where a test lets that jump."""
-    loop = asyncio._get_running_loop()
+    loop = asyncio._get_running_loop() or (JUMPING[-1] if JUMPING else None)
     skipped = getattr(loop, "skipped", 0.0) if loop is not None else 0.0
     return datetime.fromtimestamp(time.time() + skipped, UTC)
 

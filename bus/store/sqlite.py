@@ -230,7 +230,7 @@ class Line:
         if self._thread is None:
             return work()
         # shielded, as to cancel it would take it out of the order
-        done = asyncio.wrap_future(self._thread.submit(work))
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import types
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -28,7 +28,8 @@ class Generation:
 
     def __init__(self, at_step: Callable[[], asyncio.Future[None] | None] = lambda: None) -> None:
         self._at_step = at_step
-        self._abandoned = False
+        self.abandoned = False
+        """Whether none of the tasks runs again."""
         self._driven: dict[asyncio.Task[Any], Coroutine[Any, Any, Any]] = {}
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -41,20 +42,24 @@ class Generation:
 
     def abandon(self) -> None:
         """Let none of the tasks run again."""
-        self._abandoned = True
+        self.abandoned = True
 
-    async def dispose(self) -> None:
-        """End abandoned tasks without running their code; only then are their coroutines closed."""
-        tasks = [task for task in self._driven if not task.done()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+    async def dispose(self, within: float) -> list[str]:
+        """Cancel the tasks that are left, and abandon those that do not end within so many seconds: return their names.
+
+        What was abandoned runs no code as it ends; only then are its coroutines closed.
+        """
+        stuck = await _cancelled([task for task in self._driven if not task.done()], within)
+        names = [_named(self._driven[task]) for task in stuck]
+        if stuck:
+            self.abandon()
+            await _cancelled(stuck, within)
         for coroutine in self._driven.values():
             for _ in range(NESTED):
                 with contextlib.suppress(Exception, BaseExceptionGroup):
                     coroutine.close()
                     break
+        return names
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, arguments: Any) -> asyncio.Task[Any]:
         """Return a task that drives the coroutine for as long as this generation lives."""
@@ -64,7 +69,7 @@ class Generation:
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        if not self._abandoned:
+        if not self.abandoned:
             # one that was cancelled before its first step has a coroutine that nobody ever awaited
             self._driven.pop(task).close()
 
@@ -77,11 +82,11 @@ class Generation:
         value: Any = None
         while True:
             wait = self._at_step()
-            while self._abandoned or wait is not None:
+            while self.abandoned or wait is not None:
                 try:
                     yield from wait or asyncio.get_running_loop().create_future()
                 except asyncio.CancelledError as cancelled:
-                    if self._abandoned:
+                    if self.abandoned:
                         raise
                     value, resume = cancelled, coroutine.throw
                 wait = None
@@ -92,9 +97,24 @@ class Generation:
             try:
                 value, resume = (yield awaited), coroutine.send
             except BaseException as error:
-                if self._abandoned:
+                if self.abandoned:
                     raise
                 value, resume = error, coroutine.throw
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]], within: float) -> list[asyncio.Task[Any]]:
+    """Cancel tasks; return those that have not ended then."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=within)
+    return [task for task in tasks if not task.done()]
+
+
+def _named(coroutine: Coroutine[Any, Any, Any]) -> str:
+    code = getattr(coroutine, "cr_code", None)
+    name = getattr(coroutine, "__qualname__", repr(coroutine))
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
 
 
 def in_a_worker() -> bool:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from .generation import in_a_worker
+
 
 MOST_TURNS: Final = 50_000
 """Turns of the event loop in which a scenario waits by itself: not in `settled`, `advance` or `request`."""
@@ -42,7 +44,13 @@ class Patience:
 
     @asynccontextmanager
     async def trusted(self) -> AsyncIterator[None]:
-        """Count no turns: what the scenario awaits ends by itself. To begin is a turn of its own."""
+        """Count no turns: what the scenario awaits ends by itself. To begin is a turn of its own.
+
+        What a handler awaits is no part of that, and may never come to its end, as its worker may crash.
+        """
+        if in_a_worker():
+            yield
+            return
         self.turn()
         if self._over is not None:
             await asyncio.sleep(0)  # what returns at once may be asked again and again, and nothing else would run

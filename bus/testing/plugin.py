@@ -1,7 +1,7 @@
 """The pytest plugin: the `bus` fixture, over `@pytest.mark.bus(service, …, resources={…})`.
 
 It is loaded in every pytest session of an environment that has Tidegate, so it imports the library only when a test
-uses it.
+uses it, and needs nothing but pytest.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import pytest_asyncio
 
+
+try:
+    from pytest_asyncio import fixture
+except ImportError:  # a project whose tests are anyio's, whose plugin runs this fixture too, or are not async at all
+    fixture = pytest.fixture  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from .tester import Tester
@@ -24,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest_asyncio.fixture
+@fixture
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Tester]:
     """A Tester of the services that the test's `@pytest.mark.bus(…)` names."""
     from ..errors import ConfigurationError
@@ -35,7 +39,7 @@ async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Tester]:
         pytest.fail("the `bus` fixture needs @pytest.mark.bus(service, …), which names the services", pytrace=False)
     try:
         made = Tester(*mark.args, **mark.kwargs)
-    except ConfigurationError as error:
+    except (ConfigurationError, TypeError) as error:  # a TypeError is of a keyword that the mark does not take
         pytest.fail(f"@pytest.mark.bus(…): {error}", pytrace=False)
     async with made as tester:
         yield tester

@@ -16,6 +16,7 @@ from ..failure import described
 from ..message import Ids
 from ..service import awaited
 from ..worker import first_leaf
+from .ending import raised_by
 from .faults import Course, Fault
 from .fragile import FragileTransport
 from .patience import OutOfPatience, Patience
@@ -79,6 +80,10 @@ class Simulated(Tester):
         except NotSettled as stuck:
             # its worker did not end: that says more than what came of it
             raised = stuck if raised is None or isinstance(raised, NotSettled) else raised
+        except Exception as unclosed:
+            if self._owner is None or unclosed is not raised_by(self._owner):
+                raise
+            raised = raised or unclosed
         return raised
 
     async def _run(self, playing: Awaitable[None]) -> BaseException | None:
@@ -116,10 +121,10 @@ class Simulated(Tester):
         async with self._patience.trusted():
             await super().settled(within=within, deliveries=deliveries)
 
-    async def advance(self, by: Seconds) -> None:
-        """Let `by` seconds pass."""
+    async def advance(self, by: Seconds, *, within: Seconds = WITHIN) -> None:
+        """Let `by` seconds pass. Raises as `Tester.advance`."""
         async with self._patience.trusted():
-            await super().advance(by)
+            await super().advance(by, within=within)
 
     async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
         """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -15,7 +14,8 @@ from ..client import Bus
 from ..clock import Seconds, span
 from ..discovery import named
 from ..errors import ConfigurationError, TidegateError
-from ..event import Event, Events, decode
+from ..event import Event, decode
+from ..failure import described
 from ..idempotency import Unit
 from ..message import Message, Outgoing
 from ..middleware.logging import logging
@@ -26,8 +26,10 @@ from ..settings import Settings
 from ..transport import Delivery
 from ..transport.memory import MemoryTransport
 from ..worker import Worker
-from .asked import Outside, check_begun, check_event_class, check_handler, check_inside, check_services
-from .generation import Generation, generations
+from . import asked
+from .ending import CLOSING, ended, holds, kept_by, left_by, raised_by
+from .generation import Generation, generations, in_a_worker
+from .ran import Run, told_of
 from .virtual_time import VirtualTime
 
 
@@ -35,23 +37,10 @@ E = TypeVar("E", bound=Event)
 
 MOST_DELIVERIES: Final = 10_000
 WITHIN: Final = 5.0
-CLOSING: Final = 30.0
-"""Seconds that a worker which was cancelled has to end; virtual ones, where nothing real is waited for."""
 
 
 class NotSettled(TidegateError, AssertionError):
     """The bus did not settle, or its worker did not end: the message says what is left, in which handlers, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A delivery that ended: which handler, which message, and what it came to; `known` was completed before."""
-
-    handler: Handler
-    message: Message
-    attempt: int
-    outcome: Outcome
-    known: bool = False
 
 
 class Tester(Bus):
@@ -71,7 +60,7 @@ class Tester(Bus):
         middleware: Sequence[Middleware] = (),
         settings: Settings | None = None,
     ) -> None:
-        check_services(services)
+        asked.check_services(services)
         check(services, resources or {})
         self.transport = MemoryTransport()
         self.settings = settings or Settings()
@@ -80,7 +69,7 @@ class Tester(Bus):
         self.resources: dict[Key, Any] = {Bus: self, **(resources or {})}
         self.middleware = wraps("Tester()", middleware)
         self._events = named(services)
-        self._outside: Outside = "before"
+        self._outside: asked.Outside = "before"
         self._random = Random(0)
         self._scope = ExitStack()
         self._running: Counter[Handler] = Counter()
@@ -95,6 +84,7 @@ class Tester(Bus):
         self._stop = asyncio.Event()
         self._news = asyncio.Event()
         self._stands = False
+        self._told = False
         self._log = logging()
         self._at_step: Callable[[], asyncio.Future[None] | None] = lambda: None
 
@@ -107,26 +97,23 @@ class Tester(Bus):
         self._scope.enter_context(generations())
         self.transport.on_sent = self._note_sent
         self.transport.on_settled = self._news.set
-        self._outside = None
+        self._outside, self._home = None, asyncio.get_running_loop()
         try:
             await self._start()
         except BaseException:
-            self._outside = "after"
-            self._scope.close()
+            try:
+                await self._close()
+            finally:
+                self._outside = "after"
+                self._scope.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop.set()
         try:
-            stuck = await self._ended()
-            # the last of them may have crashed, with no other started yet
-            for generation in (*self._gone, self._generation):
-                if generation is not None:
-                    await generation.dispose()
-            await self.transport.aclose()
+            stuck = await self._close()
         finally:
             self._outside = "after"
             self._scope.close()
@@ -134,34 +121,47 @@ class Tester(Bus):
             error.add_note(self.story())
         if stuck is not None:
             raise NotSettled(stuck)
+        unclosed = None if self._owner is None or self._told else raised_by(self._owner)
+        if unclosed is not None and error is None:
+            raise unclosed
+        if unclosed is not None and error is not None:
+            error.add_note(f"Besides, the worker raised as it ended: {described(unclosed)}")
 
-    async def _ended(self) -> str | None:
-        """Cancel the worker, and abandon one that does not end: return what keeps it then, in words."""
-        if self._owner is None:
-            return None
-        self._owner.cancel()
+    async def _close(self) -> str | None:
+        """End the worker, and all that it left, abandoning what does not end: return what that is, in words."""
+        self._stop.set()
+        stuck: str | None = None
         # time jumps here as well, but not over what a resource does as it closes
-        with self._time.jumping(), self._working_on():
-            await asyncio.wait([self._owner], timeout=CLOSING)
-        if self._owner.done():
-            return None
-        assert self._generation is not None
-        self._generation.abandon()
-        told = f"the worker did not end within {CLOSING:g} s of being cancelled"
-        if not +self._running:
-            return f"{told}: a resource does not close, or a task of it or of a handler swallows CancelledError"
-        return "\n  ".join(
-            [f"{told}: the handler swallows CancelledError; let it pass, or raise it again", *self._busy()]
-        )
+        with self._time.jumping():
+            if self._owner is not None and self._generation is not None:
+                at_once = bool(self._at_work) or self._generation.abandoned or holds(self.transport)
+                with self._working_on():
+                    if not await ended(self._owner, at_once=at_once):
+                        self._generation.abandon()
+                        stuck = kept_by(self._busy())
+            # the last of them may have crashed, with no other started yet
+            for generation in (*self._gone, self._generation):
+                if generation is not None and (left := await generation.dispose(CLOSING)):
+                    stuck = stuck or left_by(left)
+        await self.transport.aclose()
+        return stuck
 
     async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
         """Publish an event and return the first event of the class `reply` that it causes; time jumps meanwhile.
 
         As `Bus.request`: a RequestTimeout comes without a wait.
         """
-        check_inside("request(…)", self._outside)
-        with self._time.jumping():
+        self._check("request(…)")
+        # a handler's own request lets no time jump: who tests the handler does, and nothing is left of a crashed one
+        with nullcontext() if in_a_worker() else self._time.jumping():
             return await super().request(event, reply, timeout=timeout)
+
+    def _check(self, call: str) -> None:
+        asked.check_inside(call, self._outside)
+        asked.check_loop(call, self._home)
+
+    def _away(self) -> ConfigurationError:
+        return asked.elsewhere("publish(…)")
 
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run; time jumps meanwhile.
@@ -169,7 +169,7 @@ class Tester(Bus):
         Raises NotSettled after `within` real seconds, after so many `deliveries`, or when the clock stands: it names
         the handlers that are busy, and why.
         """
-        check_inside("settled()", self._outside)
+        self._check("settled()")
         most = len(self._runs) + deliveries
         self._stands = False
         with self._time.jumping(within=span(within).total_seconds()):
@@ -181,23 +181,37 @@ class Tester(Bus):
                 self._news.clear()
                 await self._news.wait()
 
-    async def advance(self, by: Seconds) -> None:
-        """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later."""
-        check_inside("advance(…)", self._outside)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + span(by).total_seconds()
-        with self._time.jumping(until=until):
-            arrived = asyncio.Event()
-            loop.call_at(until, arrived.set)
-            await arrived.wait()
-        await asyncio.sleep(0)
+    async def advance(self, by: Seconds, *, within: Seconds = WITHIN) -> None:
+        """Let `by` seconds pass, exactly: what is due meanwhile happens, and nothing later.
+
+        What a thread or a socket still has to do then is not waited for. Raises NotSettled after `within` real seconds:
+        it names the handlers that are busy, and why the clock stands.
+        """
+        self._check("advance(…)")
+        until = asyncio.get_running_loop().time() + span(by).total_seconds()
+        arrived = False
+
+        def arrive() -> None:
+            nonlocal arrived
+            arrived = True
+            self._news.set()
+
+        self._stands = False
+        with self._time.jumping(until=until, within=span(within).total_seconds(), arrived=arrive):
+            while not arrived:
+                if self._stands:
+                    told = [f"advance({by!r}) has not come to its end:", self._time.why(), *self._busy()]
+                    raise NotSettled("\n  ".join(told))
+                self._news.clear()
+                await self._news.wait()
 
     async def crash(self) -> None:
         """Let the worker die without a goodbye, and start another: what was unsettled comes again.
 
-        No code of the old one runs any more, not even a `finally`. Resources of the services are opened anew.
+        No code of the old one runs any more inside of this block, not even a `finally`: see what it left there, as what
+        is left of the old one is closed at the end of the block. Resources of the services are opened anew.
         """
-        check_inside("crash()", self._outside)
+        self._check("crash()")
         assert self._generation is not None
         self._generation.abandon()
         self.transport.crash()
@@ -216,21 +230,23 @@ class Tester(Bus):
 
         Raises ConfigurationError for a name that is not there. A pause ends with `resume` or `crash`.
         """
-        check_inside("pause(…)", self._outside)
+        self._check("pause(…)")
         self.worker.pause(name)
         self._news.set()
 
     def resume(self, name: str) -> None:
         """End the pause of a service, or of one handler of it. Raises as `pause`."""
-        check_inside("resume(…)", self._outside)
+        self._check("resume(…)")
         self.worker.resume(name)
 
     def published(self, kind: type[E]) -> list[E]:
-        """Return the events of a class, or of a base's subclasses, that were published so far, in order."""
-        check_event_class(kind, self._events)
-        check_begun("published(…)", self._outside)
-        events = Events([kind, *self._events])
-        classes = {str(cls.__schema__.type): cls for cls in events.concrete(kind)}
+        """Return the events of a class, or of a base's subclasses, that were published so far, in order.
+
+        Also those that nobody subscribes to: `published(Event)` is all of them.
+        """
+        asked.check_event_class(kind, self._events)
+        asked.check_begun("published(…)", self._outside)
+        classes = asked.classes_of(kind, self._events, self.services, (sent.message.type for sent in self._sent))
         return [
             decode(classes[sent.message.type], sent.message.body, sent.message.version)  # type: ignore[misc]
             for sent in self._sent
@@ -243,19 +259,19 @@ class Tester(Bus):
         A duplicate that was not run, because it was completed before, is not among them. Raises ConfigurationError
         for what is no handler of the services here.
         """
-        check_handler(handler, self.services)
-        check_begun("handled(…)", self._outside)
+        asked.check_handler(handler, self.services)
+        asked.check_begun("handled(…)", self._outside)
         done = (run for run in self._runs if isinstance(run.outcome, Ack) and not run.known)
         return [run.message for run in done if run.handler.function == handler]
 
     def dead_letters(self) -> list[Letter]:
         """Return the open dead letters of all services, oldest first."""
-        check_begun("dead_letters()", self._outside)
+        asked.check_begun("dead_letters()", self._outside)
         return self.transport.dead_letters.open()
 
     def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
         """Return the event as the message that `publish` would send; raises MessageTooLarge."""
-        check_inside("publish(…)", self._outside)
+        asked.check_inside("publish(…)", self._outside)
         return super().message(event, id=id, headers=headers)
 
     def story(self) -> str:
@@ -324,7 +340,7 @@ class Tester(Bus):
             self._runs.append(run)
             if seen is None and isinstance(outcome, Retry | DeadLetter):
                 # the store did not commit, say: what the handler came to is not what its delivery came to
-                self._happened.append(_told(run))
+                self._happened.append(told_of(run))
             return outcome
 
         return worked
@@ -339,7 +355,7 @@ class Tester(Bus):
             known = isinstance(delivery, Unit) and delivery.known
             run = Run(handler, delivery.message, delivery.attempt, outcome, known)
             self._came_to[id(outcome)] = run
-            self._happened.append(_told(run))
+            self._happened.append(told_of(run))
             return outcome
 
         return watched
@@ -357,6 +373,7 @@ class Tester(Bus):
     def _require_owner(self) -> None:
         owner = self._owner
         if owner is not None and owner.done() and not owner.cancelled() and (error := owner.exception()) is not None:
+            self._told = True
             raise error
 
     def _clock_stands(self) -> None:
@@ -376,17 +393,3 @@ class Tester(Bus):
         """Return the handlers that are running, and where they are written."""
         handlers = [(handler.subscription_name, handler.function.__code__) for handler in +self._running]
         return [f"running: {name} ({code.co_filename}:{code.co_firstlineno})" for name, code in handlers]
-
-
-def _told(run: Run) -> str:
-    name, kind = run.handler.subscription_name, run.message.type
-    match run.outcome:
-        case Retry(failure=failure, delay=delay):
-            told = f"raised {failure.error_type}: {failure.error} (again in {delay.total_seconds():g} s)"
-        case DeadLetter(failure=failure):
-            told = f"gave up ({failure.reason}): {failure.error_type}: {failure.error}"
-        case _ if run.known:
-            told = "knows it: completed before, not run"
-        case outcome:
-            told = {"Ack": "handled it"}.get(type(outcome).__name__, "released it")
-    return f"{name} {told}: {kind} {run.message.id[:8]}, attempt {run.attempt}"

@@ -11,12 +11,16 @@ import asyncio
 import concurrent.futures
 import math
 import selectors
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+
+from .. import clock
 
 
 TURNS: Final = 2
@@ -27,6 +31,11 @@ UNEVEN: Final = (5**0.5 - 1) / 2
 """What a tick differs by from the one before: by even ticks two timers may meet, and rounding choose between them."""
 BREATH: Final = 0.01
 """Seconds of real time between two looks while something outside the loop may still wake it."""
+SPIN: Final = 10_000
+"""Turns of the loop in a row that take no time, though each of them finds work: then time passes all the same."""
+SPUN: Final = 0.001
+"""Seconds that each such turn takes from there on: the same on any machine."""
+RUNNING: Final = asyncio.BaseEventLoop.run_forever.__code__
 
 
 class NoVirtualTime(RuntimeError):
@@ -52,14 +61,15 @@ class VirtualTime:
             )
         self._loop: Any = loop
         self._busy = busy
-        self._askers: list[tuple[float, float]] = []
+        self._askers: list[_Asker] = []
         self._now = 0.0
         self._part = 0.0
         self._jobs = 0
         self._late = False
         self._executors: set[concurrent.futures.Executor] = set()
+        self._spun = 0
+        self._looked = time.monotonic()
         self._threads = {thread for thread in threading.enumerate() if not _idle(thread)}
-        self._sockets = set(loop._selector.get_map())  # type: ignore[attr-defined]
         self.stands: Callable[[], None] = lambda: None
         """Called when time will not come to anything: nothing is left that could happen, or real time is over."""
         self.turned: Callable[[], None] = lambda: None
@@ -75,9 +85,11 @@ class VirtualTime:
         loop.time = self._time
         loop.run_in_executor = self._counted(run_in_executor)
         loop._selector = _SkippingSelector(selector, self._wait)
+        clock.JUMPING.append(loop)
         try:
             yield
         finally:
+            clock.JUMPING.remove(loop)
             loop._selector = selector
             loop.run_in_executor = run_in_executor
             del loop.skipped
@@ -101,12 +113,15 @@ class VirtualTime:
         return ready
 
     @contextmanager
-    def jumping(self, *, until: float | None = None, within: float = float("inf")) -> Iterator[None]:
+    def jumping(
+        self, *, until: float = math.inf, within: float = math.inf, arrived: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
         """Let time jump from timer to timer: up to `until` on the loop's clock, for `within` real seconds at most.
 
-        Several may ask at once: it jumps no further than each of them allows.
+        `arrived` is called once it is `until` and nothing is left to do. Several may ask at once: it jumps no further
+        than each of them allows.
         """
-        asker = (math.inf if until is None else until, time.monotonic() + within)
+        asker = _Asker(until, time.monotonic() + within, arrived)
         self._askers.append(asker)
         try:
             yield
@@ -127,11 +142,15 @@ class VirtualTime:
             return f"{self._jobs} job(s) of an executor are running"
         # jobs are counted, so what else these executors' threads do is wait for one
         known = self._threads.union(*(getattr(executor, "_threads", ()) for executor in self._executors))
-        threads = [thread for thread in threading.enumerate() if thread not in known]
-        if running := [thread.name for thread in threads if not _idle(thread)]:
-            return f"the thread {running[0]!r} is running"
-        if opened := set(self._loop._selector.get_map()) - self._sockets:
-            return f"{len(opened)} socket(s) or pipe(s) are open"
+        frames = sys._current_frames()
+        for thread in threading.enumerate():
+            if thread is threading.main_thread() or _idle(thread):
+                continue
+            if thread not in known or _is_asyncios(frames.get(thread.ident or 0)):
+                return f"the thread {thread.name!r} is running"
+        # the loop wakes itself by one socket
+        if opened := len(self._loop._selector.get_map()) - 1:
+            return f"{opened} socket(s) or pipe(s) are open"
         return None
 
     def _counted(self, run_in_executor: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,25 +169,29 @@ class VirtualTime:
     def _wait(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
         """Do what the loop's selector does, but skip the wait where time may jump."""
         self.turned()
-        asked = bool(self._askers)
-        until, deadline = map(min, zip(*self._askers, strict=True)) if asked else (math.inf, math.inf)
-        self._late = time.monotonic() > deadline
+        if not self._askers:
+            self._spun = 0
+            return self._really(select, timeout) if timeout is None or timeout > 0 else select(0)
+        self._late = time.monotonic() > min(asker.deadline for asker in self._askers)
         if self._late:
             self.stands()
             return select(0)
+        until = min(asker.until for asker in self._askers)
         if timeout is not None and timeout <= 0:
-            return select(0)
-        if not asked:
-            return self._really(select, timeout)
+            return self._working(select, until)
+        self._spun = 0
         # asked before the last look: what ends in between has woken the selector by then
         held = self._busy() and self.outside() is not None
         for _ in range(TURNS):
             if ready := select(0):
                 return ready
+        left = until - self._now
+        if left <= 0:
+            return self._arrived(select)
+        if left < math.inf:
+            timeout = left if timeout is None else min(left, timeout)
         if held:
             return self._really(select, BREATH if timeout is None else min(timeout, BREATH))
-        if until < math.inf:
-            timeout = max(min(until - self._now, math.inf if timeout is None else timeout), 0.0)
         if timeout is None:
             self.stands()
             return select(0)
@@ -176,10 +199,53 @@ class VirtualTime:
         self._loop.skipped += timeout
         return []
 
+    def _working(self, select: Callable[[float | None], list[Any]], until: float) -> list[Any]:
+        """Look what is ready beside the work that there is; where that never ends, time passes nevertheless."""
+        self._spun += 1
+        began, self._looked = self._looked, time.monotonic()
+        if self._spun > SPIN:
+            if self._now >= until:
+                return self._arrived(select)
+            real = self._busy() and self.outside() is not None
+            passed = min(self._looked - began if real else SPUN, until - self._now)
+            self._now += passed
+            if not real:
+                self._loop.skipped += passed
+        return select(0)
+
+    def _arrived(self, select: Callable[[float | None], list[Any]]) -> list[Any]:
+        for asker in self._askers:
+            if asker.until <= self._now:
+                asker.arrived()
+        return select(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asker:
+    """Somebody who lets time jump: up to a moment of the loop's clock, and until a moment of real time."""
+
+    until: float
+    deadline: float
+    arrived: Callable[[], None]
+
 
 def _idle(thread: threading.Thread) -> bool:
     """Tell whether the thread is one of anyio's workers and waits for a job: they say it themselves."""
     return thread in getattr(thread, "idle_workers", ())
+
+
+def _is_asyncios(frame: types.FrameType | None) -> bool:
+    """Tell whether a thread that stands here works for some event loop: it runs code that knows asyncio, and no loop.
+
+    So does that of a connection which has one, and whether it rests or is about to begin cannot be seen.
+    """
+    knows = False
+    while frame is not None:
+        if frame.f_code is RUNNING:
+            return False
+        knows = knows or frame.f_globals.get("asyncio") is asyncio
+        frame = frame.f_back
+    return knows
 
 
 @dataclass(frozen=True, slots=True)

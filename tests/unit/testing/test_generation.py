@@ -36,7 +36,7 @@ async def abandoned(work: Coroutine[Any, Any, None], log: list[str], *, after: f
         await asyncio.sleep(after)
         await turns()
         seen = log[before:]
-        await generation.dispose()
+        await generation.dispose(30)
         gc.collect()
         return seen
 
@@ -127,7 +127,7 @@ async def test_a_task_that_had_not_started_never_starts(log: list[str]) -> None:
         await asyncio.sleep(0)
         generation.abandon()
         await turns()
-        await generation.dispose()
+        await generation.dispose(30)
     assert log == []
 
 
@@ -189,7 +189,7 @@ async def test_tasks_outside_a_generation_are_left_alone(log: list[str]) -> None
         task = asyncio.create_task(neighbour())
         generation.abandon()
         await task
-        await generation.dispose()
+        await generation.dispose(30)
     assert log == ["neighbour"]
 
 

@@ -25,7 +25,7 @@ async def place(placed: Placed) -> None:
 """
 
 
-def session(folder: Path, code: str, mode: str) -> str:
+def session(folder: Path, code: str, mode: str, *more: str) -> str:
     (folder / "test_it.py").write_text(SHOP + code)
     options = [
         "-o",
@@ -44,6 +44,7 @@ def session(folder: Path, code: str, mode: str) -> str:
         "--strict-markers",
         "--rootdir",
         str(folder),
+        *more,
         str(folder),
     ]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=folder).stdout
@@ -91,13 +92,17 @@ async def test_empty(bus): ...
 
 @pytest.mark.bus("shop")
 async def test_text(bus): ...
+
+@pytest.mark.bus(shop, resource={})
+async def test_keyword(bus): ...
 """,
         "auto",
     )
     assert "needs @pytest.mark.bus(service" in told, told
     assert "@pytest.mark.bus(…): Tester() hosts no service" in told, told
     assert "@pytest.mark.bus(…): Tester(…) takes services, and 'shop' is a text: give the service itself" in told, told
-    assert ("tester.py" in told, "3 errors" in told) == (False, True), told
+    assert "@pytest.mark.bus(…): Tester.__init__() got an unexpected keyword argument 'resource'" in told, told
+    assert ("tester.py" in told, "4 errors" in told) == (False, True), told
 
 
 def test_another_event_loop_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -117,3 +122,48 @@ async def test_it(monkeypatch):
         "auto",
     )
     assert "1 passed" in told, told
+
+
+def test_a_project_without_pytest_asyncio_runs_its_tests_and_anyios_have_the_fixture(tmp_path: Path) -> None:
+    (tmp_path / "pytest_asyncio.py").write_text("raise ModuleNotFoundError('there is none')")
+    told = session(
+        tmp_path,
+        """
+def test_sync(): ...
+
+@pytest.mark.anyio
+@pytest.mark.bus(shop)
+async def test_it(bus):
+    await bus.publish(Placed(number=1))
+    await bus.settled()
+    assert len(bus.handled(place)) == 1
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+""",
+        "auto",
+        "-p",
+        "no:asyncio",
+    )
+    assert "2 passed" in told, told
+
+
+def test_a_test_on_another_loop_than_its_fixture_is_told_so(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.bus(shop)
+class TestApart:
+    async def test_publishing(self, bus):
+        await bus.publish(Placed(number=1))
+
+    async def test_settling(self, bus):
+        await bus.settled()
+""",
+        "auto",
+    )
+    assert "2 failed" in told, told
+    assert "bus.publish(…) comes on another event loop than the one that this Tester is open on" in told, told
+    assert "bus.settled() comes on another event loop than the one that this Tester is open on" in told, told

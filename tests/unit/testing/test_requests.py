@@ -11,6 +11,8 @@ import pytest
 
 from bus import Bus, Context, Event, Reject, RequestFailed, RequestTimeout, Service, Unroutable, connect, fixed
 from bus.testing import Tester
+from bus.testing.faults import Fault
+from bus.testing.simulation import Ran, _run
 
 
 class Asked(Event, type="quote.asked"):
@@ -99,3 +101,49 @@ async def test_a_request_lets_no_more_time_pass_than_whoever_else_waits() -> Non
         assert 60 <= loop.time() - started < 61
         assert await asking == Quoted(number=101)
         assert loop.time() - started > 12 * 3600
+
+
+def asking() -> tuple[Service, Service]:
+    """Return a service whose handler asks, and one that answers late."""
+    shop, slow = Service("shop"), Service("slow")
+
+    @shop.resource
+    async def production() -> AsyncIterator[Bus]:
+        async with connect("amqp://nowhere/") as bus:
+            yield bus
+
+    @shop.on(Ordered, retry=fixed(1, 1))
+    async def order(ordered: Ordered, bus: Bus) -> None:
+        await bus.request(Asked(number=ordered.number), Quoted, timeout=60)
+
+    @slow.on(Asked)
+    async def quote(asked: Asked) -> Quoted:
+        await asyncio.sleep(30)
+        return Quoted(number=asked.number)
+
+    return shop, slow
+
+
+async def test_time_stands_again_after_a_crash_while_a_handler_asked() -> None:
+    async with Tester(*asking()) as bus:
+        await bus.publish(Ordered(number=7))
+        await bus.advance(10)
+        assert bus.published(Asked)
+        await bus.crash()
+        await bus.settled()
+        await bus.publish(Asked(number=8), delay=timedelta(days=1))
+        await asyncio.to_thread(time.sleep, 0.05)
+        assert "delayed or waiting for a retry" in bus.transport.waiting()
+
+
+def test_a_scenario_is_cut_off_after_a_crash_while_a_handler_asked() -> None:
+    async def waits_for_ever(bus: Tester) -> None:
+        await bus.publish(Ordered(number=7))
+        await asyncio.Event().wait()
+
+    def crashed(at: int) -> Ran:
+        return _run(lambda: Tester(*asking()), waits_for_ever, 0, [Fault("crash", at)])
+
+    runs = (crashed(at) for at in range(1, 30))
+    ran = next(ran for ran in runs if any("while it ran shop.order" in line for line in ran.story.lines()))
+    assert "the scenario waits for what does not come" in str(ran.error)
