@@ -303,10 +303,8 @@ class MemoryTransport:
             self._queue(subscription)
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Store the messages; raises Unroutable, and stores none, where a required one matches no queue."""
-        self._check_routes(messages)
-        for outgoing in messages:
-            self._send(outgoing)
+        """Store the messages; raises Unroutable where a required one matches no queue, and stores the others."""
+        self._send_all(messages)
 
     async def request(self, message: Message, *, timeout: float) -> Message:
         """Store a request, and return the first reply to it."""
@@ -354,9 +352,7 @@ class MemoryTransport:
         """Store what an outcome asks for."""
         match outcome:
             case Ack(publish=published):
-                self._check_routes(published)
-                for outgoing in published:
-                    self._send(outgoing)
+                self._send_all(published)
                 self._reply(stored.message, outcome.reply)
             case Retry(delay=delay):
                 again = replace(
@@ -392,13 +388,21 @@ class MemoryTransport:
         kind = outgoing.message.type
         return [queue for queue in self.queues.values() if matches_any(queue.bindings, kind)]
 
-    def _check_routes(self, messages: Sequence[Outgoing]) -> None:
+    def _send_all(self, messages: Sequence[Outgoing]) -> None:
+        """Send each by itself, as a broker does, which cannot take back what it has stored when another is refused.
+
+        The way of a delay to a queue is made before anything is sent: where there is no such queue, nothing is.
+        """
         must = [o for o in messages if o.required or o.address is not None]
         lost = [outgoing for outgoing in must if not self._routes(outgoing)]
+        no_way = any(outgoing.delay and outgoing.address is not None for outgoing in lost)
+        sent = [] if no_way else [outgoing for outgoing in messages if outgoing not in lost]
+        for outgoing in sent:
+            self._send(outgoing)
         if lost:
-            fates = {o.message.id: Fate.UNROUTABLE if o in lost else Fate.REFUSED for o in messages}
-            to = lost[0].address or lost[0].message.type
-            raise Unroutable(f"no queue wants {to!r}, and so nothing of this call was stored", fates)
+            fates = dict.fromkeys((o.message.id for o in messages), Fate.REFUSED)
+            fates |= {o.message.id: Fate.STORED for o in sent} | {o.message.id: Fate.UNROUTABLE for o in lost}
+            raise Unroutable(f"no queue wants {lost[0].address or lost[0].message.type!r}", fates)
 
     def _send(self, outgoing: Outgoing) -> None:
         self.on_sent(outgoing)

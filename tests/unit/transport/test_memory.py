@@ -296,14 +296,24 @@ async def test_an_event_that_nobody_wants_is_legal(narrow: MemoryTransport) -> N
 
 
 @pytest.mark.parametrize("wrong", [out("2", "c", required=True), out("2", address="shop.nobody")])
-async def test_of_a_publish_with_one_that_no_queue_wants_nothing_is_stored(
+async def test_of_a_publish_with_one_that_no_queue_wants_the_others_are_stored(
     narrow: MemoryTransport, wrong: Outgoing
 ) -> None:
     with pytest.raises(Unroutable) as raised:
-        await narrow.publish([out("1"), wrong])
-    assert raised.value.fates == {"1": Fate.REFUSED, "2": Fate.UNROUTABLE}
+        await narrow.publish([out("1"), wrong, out("3", "c")])
+    assert raised.value.fates == {"1": Fate.STORED, "2": Fate.UNROUTABLE, "3": Fate.STORED}
     async with consuming(narrow, patterns=["a.b"]) as consumer:
+        assert ids(await take(consumer, 1)) == ["1"]
         assert await waits(consumer)
+
+
+async def test_of_a_publish_to_a_queue_that_is_not_there_after_a_delay_nothing_is_stored(
+    narrow: MemoryTransport,
+) -> None:
+    with pytest.raises(Unroutable) as raised:
+        await narrow.publish([out("1"), out("2", delay=timedelta(hours=1), address="shop.nobody")])
+    assert raised.value.fates == {"1": Fate.REFUSED, "2": Fate.UNROUTABLE}
+    assert len(narrow.queues["shop.work"].ready) == 0
 
 
 async def test_an_address_is_one_queue_whatever_it_subscribes_to(transport: MemoryTransport) -> None:
@@ -323,15 +333,17 @@ async def test_what_an_ack_publishes_is_published(transport: MemoryTransport) ->
         assert ids(await take(consumer, 2)) == ["2", "3"]
 
 
-async def test_an_ack_whose_events_no_queue_wants_settles_nothing(narrow: MemoryTransport) -> None:
+async def test_an_ack_with_an_event_that_no_queue_wants_leaves_its_delivery_unsettled(narrow: MemoryTransport) -> None:
     await narrow.publish([out("1")])
     async with consuming(narrow, patterns=["a.b"]) as consumer:
         (taken,) = await take(consumer, 1)
         with pytest.raises(Unroutable):
             await taken.settle(Ack(publish=(out("2"), out("3", "c", required=True))))
-        assert narrow.waiting() == {"in shop.work": 1}
-        assert await waits(consumer)
+        (second,) = await take(consumer, 1)
+        assert ids([second]) == ["2"]
+        assert narrow.waiting() == {"in shop.work": 2}
         await taken.settle(Ack())
+        await second.settle(Ack())
     assert narrow.waiting() == {}
 
 
