@@ -171,7 +171,8 @@ class VirtualTime:
             timeout = max(min(until - self._now, math.inf if timeout is None else timeout), 0.0)
         if timeout is None:
             self.stands()
-            return select(0)
+            # what wakes the loop may yet come from outside, and takes real time
+            return self._really(select, BREATH) if self.outside() else select(0)
         self._now += timeout
         self._loop.skipped += timeout
         return []

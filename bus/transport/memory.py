@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -69,17 +69,18 @@ class MemoryQueue:
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Give what is ready to consumers that wait, in turns; what is ordered goes to the first of them alone."""
-        while self.ready:
-            for _ in range(len(self.consumers[:1] if self.subscription.ordered else self.consumers)):
-                consumer = self.consumers[0]
-                if not self.subscription.ordered:
-                    self.consumers.append(self.consumers.pop(0))
-                if consumer.offer(self.ready[0]):
-                    self.ready.popleft()
-                    break
-            else:
-                return
+        """Give what is ready to consumers that wait, in turns; what is ordered goes to one of them alone."""
+        while self.ready and any(consumer.offer(self.ready[0]) for consumer in self._in_turn()):
+            self.ready.popleft()
+
+    def _in_turn(self) -> Iterator[MemoryConsumer]:
+        if self.subscription.ordered:
+            # who is paused has given up its turn
+            yield from [consumer for consumer in self.consumers if not consumer.paused][:1]
+            return
+        for _ in range(len(self.consumers)):
+            self.consumers.append(self.consumers.pop(0))
+            yield self.consumers[-1]
 
 
 class MemoryDelivery:
@@ -276,6 +277,7 @@ class MemoryTransport:
         self._dead_letters = MemoryDeadLetters(self.publish)
         self._positions = 0
         self._begun: Counter[int] = Counter()
+        self._sent_to: Counter[str] = Counter()
         self._delayed: dict[int, asyncio.TimerHandle] = {}
 
     @property
@@ -383,8 +385,7 @@ class MemoryTransport:
 
     def _routes(self, outgoing: Outgoing) -> list[MemoryQueue]:
         if (address := outgoing.address) is not None:
-            queues = (q for q in self.queues.values() if address in (q.subscription.name, *q.subscription.sources))
-            return list(queues)[:1]
+            return [q for q in self.queues.values() if address in (q.subscription.name, *q.subscription.sources)]
         kind = outgoing.message.type
         return [queue for queue in self.queues.values() if matches_any(queue.bindings, kind)]
 
@@ -410,7 +411,12 @@ class MemoryTransport:
 
     def _route(self, outgoing: Outgoing) -> None:
         by = outgoing.message.type if outgoing.address is None else None
-        for queue in self._routes(outgoing):
+        queues = self._routes(outgoing)
+        if (address := outgoing.address) is not None and queues:
+            # of several handlers that read one foreign queue, each message reaches one, in turns
+            queues = [queues[self._sent_to[address] % len(queues)]]
+            self._sent_to[address] += 1
+        for queue in queues:
             self._put(queue, Stored(outgoing.message, self._position(), routed_by=by))
 
     def _consumer(self, queue: MemoryQueue, limit: int) -> MemoryConsumer:
