@@ -1,4 +1,4 @@
-"""Leftovers: tasks that a scenario left. They are cancelled, and end in virtual time, as the clock of their loop stands."""
+"""Leftovers: tasks that a scenario left. They are cancelled, and end in virtual time, as their own clock stands."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def _others() -> set[asyncio.Task[Any]]:
 def _close(task: asyncio.Task[Any]) -> None:
     """Let no code of it run again: what would resume its coroutine fails."""
     with contextlib.suppress(Exception):
-        task.get_coro().close()  # type: ignore[union-attr]
+        task.get_coro().close()
     task.cancel()

@@ -136,6 +136,25 @@ async def test_consumers_of_one_queue_take_turns(transport: MemoryTransport) -> 
     assert sorted(taken) == [["0", "2"], ["1", "3"]]
 
 
+async def test_of_two_that_were_paused_the_one_that_goes_on_gets_what_is_ordered(transport: MemoryTransport) -> None:
+    ordered = subscription("ordered", ordered=True)
+    async with transport.consume(ordered, limit=10) as one, transport.consume(ordered, limit=10) as other:
+        await one.limit(0)
+        await other.limit(0)
+        await other.limit(10)
+        await transport.publish([out("1")])
+        assert ids(await take(other, 1)) == ["1"]
+
+
+async def test_handlers_that_read_one_foreign_queue_get_its_messages_in_turns(transport: MemoryTransport) -> None:
+    await transport.declare([subscription(name, [], sources=("theirs",)) for name in ("one", "other")])
+    for number in range(4):
+        await transport.publish([out(str(number), address="theirs")])
+        await transport.publish([out("x", address="shop.work")])
+    async with consuming(transport, "one", patterns=[]) as one, consuming(transport, "other", patterns=[]) as other:
+        assert (ids(await take(one, 2)), ids(await take(other, 2))) == (["0", "2"], ["1", "3"])
+
+
 async def test_a_consumer_holds_no_more_unsettled_than_its_limit(transport: MemoryTransport) -> None:
     await transport.publish([out(str(number)) for number in range(4)])
     async with consuming(transport, limit=2) as consumer:
