@@ -227,7 +227,7 @@ def test_a_crash_and_a_stop_come_while_a_worker_starts_again() -> None:
         cut_off = 0
         for at in range(2, 20):
             opened.clear()
-            ran = _run(build, answered, 0, [Fault("crash", 1, 1), Fault(kind, at, 1)])
+            ran = _run(build, answered, at, [Fault("crash", 1, 1), Fault(kind, at, 1)])
             assert ran.error is None
             cut_off += opened.count("begins") > opened.count("is open")
         assert cut_off > 1, kind
