@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from bus import ConfigurationError, Event, Service, SqliteStore, Store, fixed
-from bus.testing import NotSettled, SimulationFailed, Tester, simulate, simulation
+from bus.testing import NotSettled, SimulationFailed, Tester, patience, simulate, simulation
 from bus.testing.faults import Fault
 from bus.testing.simulation import _run
 
@@ -130,10 +130,12 @@ def stubborn() -> Tester:
     return Tester(service)
 
 
-def test_a_scenario_may_wait_for_a_thread() -> None:
+def test_a_scenario_may_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "MOST_TURNS", 200)
+
     async def waits_for_a_thread(bus: Tester) -> None:
         await one(bus)
-        await asyncio.to_thread(time.sleep, 0.7)
+        await asyncio.to_thread(time.sleep, 0.3)
 
     assert _run(prices, waits_for_a_thread, 0, ()).error is None
 
