@@ -19,6 +19,7 @@ from ..worker import first_leaf
 from .asked import check_inside
 from .faults import Course, Fault
 from .fragile import FragileTransport
+from .generation import in_a_worker
 from .leftovers import end_tasks_left
 from .patience import OutOfPatience, Patience
 from .report import Story
@@ -141,7 +142,7 @@ class Simulated(Tester):
 
     async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
         """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""
-        self._waited = True
+        self._waited = self._waited or not in_a_worker()
         async with self._patience.trusted():
             return await super().request(event, reply, timeout=timeout)
 
