@@ -55,8 +55,9 @@ class Bus:
         When it returns, the events survive a crash of this process and, on RabbitMQ, of the broker. `delay` is in
         seconds or a timedelta, `at` a point in time with a zone instead. An event that nobody subscribes to is legal;
         `required=True` raises Unroutable for it, but on RabbitMQ not for a delayed one: who wants that is known when it
-        is due. `to` names one queue to send to. `id` (for one event) publishes again what may have been stored already:
-        1 to 255 bytes without control characters. `headers` are the application's own.
+        is due; the others of the call are stored all the same. `to` names one queue to send to. `id` (for one event)
+        publishes again what may have been stored already: 1 to 255 bytes without control characters. `headers` are the
+        application's own.
 
         Waits for a connection up to `BUS_PUBLISH_TIMEOUT` (10 s). Raises PublishError with the fate of each id:
                 BusUnavailable, PublishRefused or Unroutable; MessageTooLarge before anything is sent.

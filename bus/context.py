@@ -19,8 +19,10 @@ NOW: Final = timedelta()
 class Context:
     """What a handler is told: `message`, `attempt` (1 the first time), `first_failed_at`; and a way to publish.
 
-    What it publishes goes out together with the ack of the delivery, or not at all: a handler that fails afterwards
-    has published nothing. Ids are made from the message's id, so that a run repeated after a crash publishes the same.
+    What it publishes is stored once the handler has returned, before its delivery is acked: a handler that raises has
+    published nothing. Each event is stored by itself: a run that fails over one of them, which no queue wants or the
+    broker refuses, may have stored the others. Ids are made from the message's id, so that the next run, after that or
+    after a crash, publishes the same.
     """
 
     __slots__ = ("_limit", "_outgoing", "_source", "_subscription", "attempt", "first_failed_at", "message")
@@ -52,10 +54,11 @@ class Context:
         to: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """Publish events together with this delivery's ack; returns their ids, and is not awaited.
+        """Publish events once the handler has returned; returns their ids, and is not awaited.
 
         `delay` is in seconds or a timedelta, `at` a point in time with a zone instead. `required` fails the delivery
-        if no queue wants the event. `to` names one queue to send to. Raises MessageTooLarge at once.
+        if no queue wants the event; the others of the run are stored all the same. `to` names one queue to send to.
+        Raises MessageTooLarge at once.
         """
         wait = until(delay, at)
         if to is not None:

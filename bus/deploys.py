@@ -81,6 +81,6 @@ def stale(handler: Handler, patterns: tuple[str, ...], grace: float) -> Callable
                 subscribed=patterns,
                 remedy=f"an earlier version bound queue {handler.subscription_name!r} to it: remove that binding",
             )
-        return Ack()
+        return Ack(ran=False)
 
     return judge

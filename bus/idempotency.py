@@ -166,7 +166,7 @@ def once(handler: Handler, store: OpenStore, process: Process) -> Process:
 def _known(handler: Handler, unit: Unit) -> Ack:
     handler.flow.counts[COMPLETED] += 1
     unit.known = True
-    return Ack()
+    return Ack(ran=False)
 
 
 def undone(delivery: Delivery) -> bool:

@@ -47,12 +47,14 @@ class Ack:
     """The handler is done. What it published is stored before the delivery is acked.
 
     Where the message is a request, `reply` is what of it goes to the requester as well. `complete` is the worker's own:
-    what is to be done after everything is stored and before the delivery is acked.
+    what is to be done after everything is stored and before the delivery is acked. `ran` is false where the handler was
+    not run, as it had nothing to do: that tells nothing of it.
     """
 
     publish: tuple[Outgoing, ...] = ()
     reply: Message | None = None
     complete: Callable[[], Awaitable[None]] | None = None
+    ran: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ def breaker(*, failures: int = 10, within: Seconds = 60, cool_down: Seconds = 30
     """Return the middleware that opens a breaker for a handler whose last `failures` runs failed `within` this time.
 
     A run fails that raises or is timed out; one that succeeds resets the count; what says something of the message
-    alone (rejected, undecodable, expired, of an unknown type) does not count. While it is open, the handler takes
-    nothing, and its backlog stays in the queue. After `cool_down` (seconds or a timedelta, always the same) one message
-    at a time is tried: a success closes the breaker, a failure starts the cool-down again. Each handler has its own, in
-    each worker. Raises ConfigurationError for numbers that cannot be.
+    alone (rejected, undecodable, expired, of an unknown type, completed before) does not count. While it is open, the
+    handler takes nothing, and its backlog stays in the queue. After `cool_down` (seconds or a timedelta, always the
+    same) one message at a time is tried: a success closes the breaker, a failure starts the cool-down again. Each
+    handler has its own, in each worker. Raises ConfigurationError for numbers that cannot be.
     """
     if not isinstance(failures, int) or not 1 <= failures <= 10_000:
         raise ConfigurationError(f"breaker(failures={failures!r}): it takes 1 to 10,000 failures in a row")
@@ -73,7 +73,8 @@ class Breaker:
                 raise
             if era == self._era:
                 if type(outcome) is Ack:
-                    self._succeeded()
+                    if outcome.ran:
+                        self._succeeded()
                 elif (failure := failed(delivery, outcome)) is not None:
                     self._note(error_type=failure.error_type, error=failure.error)
             return outcome

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -151,10 +151,13 @@ class Line:
 
         The thread does not wait, so that to give up waiting takes no time.
         """
+        return await self._when_free(lambda: self.do(work))
+
+    async def _when_free(self, doing: Callable[[], Awaitable[T]]) -> T:
         nap, until = 0.001, asyncio.get_running_loop().time() + PATIENCE
         while True:
             try:
-                return await self.do(work)
+                return await doing()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise
@@ -169,21 +172,20 @@ class Line:
         path = self._store.path
 
         def opened() -> None:
-            # here the thread may wait: nothing else is asked of it yet
-            connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+            # to change to WAL waits for nobody, whatever the timeout, so that all of this is tried again
+            connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 # FULL: what was recorded is acked at the broker, so it must survive the power's loss too
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self._thread else 'OFF'}")
                 connection.executescript(script)
-                connection.execute("PRAGMA busy_timeout = 0")
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
 
         try:
-            await self._run(opened)
+            await self._when_free(lambda: self._run(opened))
         except sqlite3.Error as error:
             if self._store.schema and getattr(error, "sqlite_errorcode", 0) & 0xFF in WRONG_SQL:
                 raise ConfigurationError(f"{self._store!r}: {error}; mend the SQL of its schema=…, {AGAIN}") from error

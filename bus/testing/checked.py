@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -85,6 +86,11 @@ def refuse_idle(counts: Mapping[str, int]) -> None:
             "simulate(…, scenario): nothing that was published has a handler in the services that build returns, so "
             "it proves nothing"
         )
+    if counts.get("left"):
+        raise ConfigurationError(
+            "simulate(…, scenario): the scenario ended while handlers had work to do, and waited for none of it, so it "
+            "proves nothing: await bus.settled() in it, before it asserts"
+        )
 
 
 def fresh(build: Build) -> Build:
@@ -130,8 +136,11 @@ def _stores(given: Tester) -> dict[str, Store]:
 
 
 def _is_value(thing: object) -> bool:
-    """Tell whether it is compared by its value and can be hashed, as what keeps no state is; or else is code."""
-    kind = type(thing)
-    return isinstance(thing, Enum | FunctionType | type) or (
-        kind.__eq__ is not object.__eq__ and kind.__hash__ is not None
-    )
+    """Tell whether it can be hashed and equals its copy, with all that it holds, as what keeps no state; or is code."""
+    if isinstance(thing, Enum | FunctionType | type):
+        return True
+    try:
+        hash(thing)
+        return copy.deepcopy(thing) == thing and all(map(_is_value, getattr(thing, "__dict__", {}).values()))
+    except Exception:
+        return False  # what is compared or copied otherwise is no plain value, be it a mock, a lock or a list

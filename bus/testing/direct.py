@@ -44,11 +44,16 @@ class RecordedContext(Context):
 def context(*, attempt: int = 1, message: Message | None = None) -> RecordedContext:
     """Return a context for calling a handler directly: `await reserve_stock(order, context(attempt=2), pool)`.
 
-    `published` of it lists the events that the handler handed to it.
+    `published` of it lists the events that the handler handed to it. An attempt after the first failed first just now.
     """
     told = message or Message(
         id=Ids()(), type="test", version=1, source="/test", time=clock.now(), body=_NO_BODY, correlation_id=None
     )
     return RecordedContext(
-        told, subscription="test.test", source="/test", limit=Settings().max_message_bytes, attempt=attempt
+        told,
+        subscription="test.test",
+        source="/test",
+        limit=Settings().max_message_bytes,
+        attempt=attempt,
+        first_failed_at=clock.now() if attempt > 1 else None,
     )

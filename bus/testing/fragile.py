@@ -13,9 +13,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 from ..errors import BusUnavailable, DeliveryLost, Fate
-from ..message import Outgoing
+from ..message import Message, Outgoing
 from ..outcome import Ack, DeadLetter, Outcome, Release, Retry
-from ..transport.memory import MemoryConsumer, MemoryDelivery, MemoryQueue, MemoryTransport, Stored
+from ..transport.memory import HERE, MemoryConsumer, MemoryDelivery, MemoryQueue, MemoryTransport, Stored
 from .faults import Course
 from .generation import in_a_worker
 
@@ -56,6 +56,22 @@ class FragileTransport(MemoryTransport):
                 return await self._publish(messages)
             except BusUnavailable:
                 await asyncio.sleep(0.05)
+
+    async def request(self, message: Message, *, timeout: float) -> Message:
+        """Store a request, and return the first reply to it; the timeout bounds both, as at any broker."""
+        asked, stored = [Outgoing(replace(message, reply_to=HERE), required=True)], False
+        try:
+            async with asyncio.timeout(timeout):
+                await self._up.wait()  # what was not sent loses nothing with a connection
+                with self.replies.expected(message) as reply:
+                    await self.publish(asked)
+                    stored = True
+                    return await reply
+        except TimeoutError:
+            if stored:
+                raise
+            told = f"not sent within {timeout:g} s: the broker is down"
+            raise BusUnavailable(told, {message.id: Fate.UNKNOWN}) from None
 
     async def _publish(self, messages: Sequence[Outgoing]) -> None:
         """Store the messages; raises BusUnavailable, and may have stored them all the same."""
@@ -195,10 +211,15 @@ class FragileDelivery(MemoryDelivery):
             return
         await asyncio.sleep(0)
         match outcome:
-            case Ack(publish=published) if published:
-                self._require()
-                await self._fragile.store(published)
-                outcome = replace(outcome, publish=())
+            case Ack():
+                if outcome.publish:
+                    self._require()
+                    await self._fragile.store(outcome.publish)
+                if outcome.complete is not None:
+                    self._require()
+                    await outcome.complete()
+                    await asyncio.sleep(0)
+                outcome = Ack(reply=outcome.reply)
             case Retry() | DeadLetter():
                 self._require()
                 self._fragile.carry_out(self._queue, self.stored, outcome)

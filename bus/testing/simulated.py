@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from inspect import isawaitable
 from random import Random
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ..clock import Seconds
 from ..errors import ConfigurationError
@@ -16,9 +16,12 @@ from ..failure import described
 from ..message import Ids
 from ..service import awaited
 from ..worker import first_leaf
+from .asked import check_inside
 from .ending import raised_by
 from .faults import Course, Fault
 from .fragile import FragileTransport
+from .generation import in_a_worker
+from .leftovers import end_tasks_left
 from .patience import OutOfPatience, Patience
 from .report import Story
 from .tester import MOST_DELIVERIES, WITHIN, NotSettled, Tester
@@ -42,6 +45,11 @@ class StandingLoop(asyncio.SelectorEventLoop):
         """Return the time."""
         return 0.0
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Tell of an error, but not that a crashed worker's generator cannot be closed: no code of it may run."""
+        if not getattr(context.get("asyncgen"), "ag_running", False):
+            super().call_exception_handler(context)
+
 
 class Simulated(Tester):
     """A Tester to whose worker and broker faults happen."""
@@ -60,10 +68,13 @@ class Simulated(Tester):
         self._log = lambda _, process: process
         self._ends = asyncio.Event()
         self._crashed = asyncio.Event()
+        self._there = asyncio.Event()
         self._down_for = 0.0
         self._armed = False
         self._came = False
         self._patience = Patience()
+        self._waited = False
+        self._unsettled = 0
 
     async def run(self, scenario: Scenario) -> BaseException | None:
         """Run the scenario while faults happen; return what it raised, or what a worker did that came again."""
@@ -77,6 +88,7 @@ class Simulated(Tester):
                         f"and {scenario!r} returned {playing!r}"
                     )
                 raised = await self._run(playing)
+            await end_tasks_left()
         except NotSettled as stuck:
             # its worker did not end: that says more than what came of it
             raised = stuck if raised is None or isinstance(raised, NotSettled) else raised
@@ -94,13 +106,18 @@ class Simulated(Tester):
                 self._armed = True
                 try:
                     await self._play(playing)
-                except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                except asyncio.CancelledError as error:
+                    if (task := asyncio.current_task()) and task.cancelling():
+                        raise
+                    raised = error  # its own, which nobody asked for
+                except (KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException as error:
                     raised = error
                 finally:
                     restarting.cancel()
                     self._armed = False
+                    self._unsettled = 0 if self._waited else self._at_work + sum(self._left().values())
         except BaseExceptionGroup as group:
             raised = first_leaf(group)
         return raised
@@ -118,16 +135,19 @@ class Simulated(Tester):
 
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run. Raises as `Tester.settled`."""
+        self._waited = True
         async with self._patience.trusted():
             await super().settled(within=within, deliveries=deliveries)
 
     async def advance(self, by: Seconds, *, within: Seconds = WITHIN) -> None:
         """Let `by` seconds pass. Raises as `Tester.advance`."""
+        self._waited = True
         async with self._patience.trusted():
             await super().advance(by, within=within)
 
     async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
         """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""
+        self._waited = self._waited or not in_a_worker()
         async with self._patience.trusted():
             return await super().request(event, reply, timeout=timeout)
 
@@ -135,6 +155,10 @@ class Simulated(Tester):
         super()._clock_stands()
         if self._time.outside() is None:
             self._patience.asleep()
+
+    def counts(self) -> Mapping[str, int]:
+        """Return how far the course counted, and what was left by a scenario that did not let the bus go on."""
+        return {**self.course.counts, "left": self._unsettled}
 
     def threaded(self) -> list[str]:
         """Return the plain functions that ran, each in a thread, by their handlers' names."""
@@ -149,7 +173,7 @@ class Simulated(Tester):
         until = loop.time() + OPENING
         for name, error in self.worker.unavailable.items():
             self._happened.append(f"{name} waits for a resource or its store: {described(error)}")
-        while self.worker.unavailable:
+        while self.worker.unavailable and not self._ends.is_set():
             self._require_owner()
             if loop.time() > until:
                 raise next(iter(self.worker.unavailable.values()))
@@ -173,12 +197,7 @@ class Simulated(Tester):
         match fault.kind:
             case "crash":
                 happened(f"the worker crashes, and is down for {fault.seconds:.3g} s{self._under_way()}")
-                assert self._generation is not None
-                self._generation.abandon()
-                self.transport.crash()
-                self._armed = False
-                self._crashed.set()
-                self._end(fault.seconds)
+                self._die(fault.seconds)
             case "stop":
                 happened(f"the worker stops, and is down for {fault.seconds:.3g} s")
                 self._stop.set()
@@ -205,28 +224,50 @@ class Simulated(Tester):
         told = f", while it ran {', '.join(running)}" if running else ""
         return told + (f", with {', '.join(settling)} unsettled" if settling else "")
 
+    def _die(self, seconds: float) -> None:
+        assert self._generation is not None
+        self._generation.abandon()
+        self.transport.crash()
+        self._armed = False
+        self._crashed.set()
+        self._end(seconds)
+
     def _end(self, seconds: float) -> None:
         self._fragile.worker_comes_again, self._down_for = True, seconds
+        self._there.clear()
         self._ends.set()
 
+    async def crash(self) -> None:
+        """Let the worker die without a goodbye, and start another, as `Tester.crash`."""
+        check_inside("crash()", self._outside)
+        self._die(0.0)
+        await self._there.wait()
+
     async def _restart(self) -> None:
-        """Start a new worker after each that ended, by a crash or because it was told to."""
+        """Start a new worker after each that ended, by a crash or because it was told to; it may end as it starts."""
         while True:
             await self._ends.wait()
-            async with asyncio.TaskGroup() as tasks:
-                assert self._owner is not None
-                ways = [tasks.create_task(asyncio.wait([self._owner])), tasks.create_task(self._crashed.wait())]
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                for way in ways:
-                    way.cancel()
+            assert self._owner is not None
+            await self._unless_crashed(asyncio.wait([self._owner]))
             self._armed = False
             await asyncio.sleep(self._down_for)
             self._stop = asyncio.Event()
-            await self.crash()
             self._ends.clear()
             self._crashed.clear()
-            self._fragile.worker_comes_again, self._armed = False, True
-            self._news.set()
+            self._armed = True
+            await self._unless_crashed(super().crash())
+            if not self._ends.is_set():
+                self._fragile.worker_comes_again = False
+                self._there.set()
+                self._news.set()
+
+    async def _unless_crashed(self, what: Coroutine[Any, Any, Any]) -> None:
+        """Await it for as long as the worker does not crash."""
+        async with asyncio.TaskGroup() as tasks:
+            ways = [tasks.create_task(what), tasks.create_task(self._crashed.wait())]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
 
 
 def _after(seconds: float) -> asyncio.Future[None]:

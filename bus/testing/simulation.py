@@ -122,7 +122,7 @@ def _run(build: Build, scenario: Scenario, seed: int, faults: Iterable[Fault]) -
         async def run() -> Ran:
             simulated = Simulated(given, seed, faults)
             error = await simulated.run(scenario)
-            return Ran(error, simulated.trace, simulated.course.counts, simulated.threaded())
+            return Ran(error, simulated.trace, simulated.counts(), simulated.threaded())
 
         with asyncio.Runner(loop_factory=StandingLoop) as runner:
             ran = runner.run(run())
@@ -135,7 +135,7 @@ def _run(build: Build, scenario: Scenario, seed: int, faults: Iterable[Fault]) -
 
 def _is_failure(error: BaseException) -> bool:
     """Tell whether an error is a failure of the scenario; to be skipped, or interrupted, is none."""
-    if isinstance(error, Exception):
+    if isinstance(error, Exception | asyncio.CancelledError):
         return True
     if isinstance(error, BaseExceptionGroup):
         return all(map(_is_failure, error.exceptions))

@@ -194,7 +194,8 @@ class VirtualTime:
             return self._really(select, BREATH if timeout is None else min(timeout, BREATH))
         if timeout is None:
             self.stands()
-            return select(0)
+            # what wakes the loop may yet come from outside, and takes real time
+            return self._really(select, BREATH) if self.outside() else select(0)
         self._now += timeout
         self._loop.skipped += timeout
         return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -69,17 +69,18 @@ class MemoryQueue:
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Give what is ready to consumers that wait, in turns; what is ordered goes to the first of them alone."""
-        while self.ready:
-            for _ in range(len(self.consumers[:1] if self.subscription.ordered else self.consumers)):
-                consumer = self.consumers[0]
-                if not self.subscription.ordered:
-                    self.consumers.append(self.consumers.pop(0))
-                if consumer.offer(self.ready[0]):
-                    self.ready.popleft()
-                    break
-            else:
-                return
+        """Give what is ready to consumers that wait, in turns; what is ordered goes to one of them alone."""
+        while self.ready and any(consumer.offer(self.ready[0]) for consumer in self._in_turn()):
+            self.ready.popleft()
+
+    def _in_turn(self) -> Iterator[MemoryConsumer]:
+        if self.subscription.ordered:
+            # who is paused has given up its turn
+            yield from [consumer for consumer in self.consumers if not consumer.paused][:1]
+            return
+        for _ in range(len(self.consumers)):
+            self.consumers.append(self.consumers.pop(0))
+            yield self.consumers[-1]
 
 
 class MemoryDelivery:
@@ -276,6 +277,7 @@ class MemoryTransport:
         self._dead_letters = MemoryDeadLetters(self.publish)
         self._positions = 0
         self._begun: Counter[int] = Counter()
+        self._sent_to: Counter[str] = Counter()
         self._delayed: dict[int, asyncio.TimerHandle] = {}
 
     @property
@@ -303,10 +305,8 @@ class MemoryTransport:
             self._queue(subscription)
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Store the messages; raises Unroutable, and stores none, where a required one matches no queue."""
-        self._check_routes(messages)
-        for outgoing in messages:
-            self._send(outgoing)
+        """Store the messages; raises Unroutable where a required one matches no queue, and stores the others."""
+        self._send_all(messages)
 
     async def request(self, message: Message, *, timeout: float) -> Message:
         """Store a request, and return the first reply to it."""
@@ -354,9 +354,7 @@ class MemoryTransport:
         """Store what an outcome asks for."""
         match outcome:
             case Ack(publish=published):
-                self._check_routes(published)
-                for outgoing in published:
-                    self._send(outgoing)
+                self._send_all(published)
                 self._reply(stored.message, outcome.reply)
             case Retry(delay=delay):
                 again = replace(
@@ -387,18 +385,25 @@ class MemoryTransport:
 
     def _routes(self, outgoing: Outgoing) -> list[MemoryQueue]:
         if (address := outgoing.address) is not None:
-            queues = (q for q in self.queues.values() if address in (q.subscription.name, *q.subscription.sources))
-            return list(queues)[:1]
+            return [q for q in self.queues.values() if address in (q.subscription.name, *q.subscription.sources)]
         kind = outgoing.message.type
         return [queue for queue in self.queues.values() if matches_any(queue.bindings, kind)]
 
-    def _check_routes(self, messages: Sequence[Outgoing]) -> None:
+    def _send_all(self, messages: Sequence[Outgoing]) -> None:
+        """Send each by itself, as a broker does, which cannot take back what it has stored when another is refused.
+
+        The way of a delay to a queue is made before anything is sent: where there is no such queue, nothing is.
+        """
         must = [o for o in messages if o.required or o.address is not None]
         lost = [outgoing for outgoing in must if not self._routes(outgoing)]
+        no_way = any(outgoing.delay and outgoing.address is not None for outgoing in lost)
+        sent = [] if no_way else [outgoing for outgoing in messages if outgoing not in lost]
+        for outgoing in sent:
+            self._send(outgoing)
         if lost:
-            fates = {o.message.id: Fate.UNROUTABLE if o in lost else Fate.REFUSED for o in messages}
-            to = lost[0].address or lost[0].message.type
-            raise Unroutable(f"no queue wants {to!r}, and so nothing of this call was stored", fates)
+            fates = dict.fromkeys((o.message.id for o in messages), Fate.REFUSED)
+            fates |= {o.message.id: Fate.STORED for o in sent} | {o.message.id: Fate.UNROUTABLE for o in lost}
+            raise Unroutable(f"no queue wants {lost[0].address or lost[0].message.type!r}", fates)
 
     def _send(self, outgoing: Outgoing) -> None:
         self.on_sent(outgoing)
@@ -406,7 +411,12 @@ class MemoryTransport:
 
     def _route(self, outgoing: Outgoing) -> None:
         by = outgoing.message.type if outgoing.address is None else None
-        for queue in self._routes(outgoing):
+        queues = self._routes(outgoing)
+        if (address := outgoing.address) is not None and queues:
+            # of several handlers that read one foreign queue, each message reaches one, in turns
+            queues = [queues[self._sent_to[address] % len(queues)]]
+            self._sent_to[address] += 1
+        for queue in queues:
             self._put(queue, Stored(outgoing.message, self._position(), routed_by=by))
 
     def _consumer(self, queue: MemoryQueue, limit: int) -> MemoryConsumer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Literal, TypeAlias
 
@@ -28,6 +29,7 @@ class MemoryDeadLetters:
         self._replayed: defaultdict[Place, int] = defaultdict(int)
         self._history: defaultdict[Place, list[Mark]] = defaultdict(list)
         self._next = 0
+        self._claims: set[str] = set()
 
     def add(self, message: Message, outcome: DeadLetter) -> None:
         """Keep a letter."""
@@ -57,18 +59,17 @@ class MemoryDeadLetters:
 
     async def replay(self, letter: Letter, *, to: str | None = None) -> None:
         """Send the letter to the handler that gave up on it, or to another."""
-        self._require_open(letter)
-        await self._publish([Outgoing(letter.message, address=to or f"{letter.service}.{letter.handler}")])
+        with self._claimed(letter):
+            await self._publish([Outgoing(letter.message, address=to or f"{letter.service}.{letter.handler}")])
         if to is None:
             self._replayed[_place(letter)] += 1
         self._close(letter, "replayed", to or "")
 
     async def edit(self, letter: Letter, body: bytes) -> Message:
         """Send a message with another body to the letter's handler."""
-        self._require_open(letter)
-        message = edited(letter, body)
-        address = f"{letter.service}.{letter.handler}"
-        await self._publish([Outgoing(message, address=address)])
+        with self._claimed(letter):
+            message, address = edited(letter, body), f"{letter.service}.{letter.handler}"
+            await self._publish([Outgoing(message, address=address)])
         before, after = _place(letter), (address, message.id)
         self._replayed[after] = self._replayed[before] + 1
         self._close(letter, "edited", message.id)
@@ -77,8 +78,8 @@ class MemoryDeadLetters:
 
     async def discard(self, letter: Letter) -> None:
         """Close the letter for good."""
-        self._require_open(letter)
-        self._close(letter, "discarded")
+        with self._claimed(letter):
+            self._close(letter, "discarded")
 
     async def packed(self, letter: Letter) -> Mapping[str, object]:
         """Return the letter as values of JSON."""
@@ -118,9 +119,16 @@ class MemoryDeadLetters:
         acted = any(not mark.kind.startswith("failed") for mark in history)
         return replace(letter, closed=letter.id in self._closed, history=tuple(history) if acted else ())
 
-    def _require_open(self, letter: Letter) -> None:
-        if letter.id not in self._open:
+    @contextmanager
+    def _claimed(self, letter: Letter) -> Iterator[None]:
+        """Keep others from a letter while somebody acts on it. Raises LookupError where somebody else was first."""
+        if letter.id not in self._open or letter.id in self._claims:
             raise LookupError(f"dead letter {letter.id} of {letter.service} is not open any more")
+        self._claims.add(letter.id)
+        try:
+            yield
+        finally:
+            self._claims.remove(letter.id)
 
 
 def _place(letter: Letter) -> Place:

@@ -14,6 +14,7 @@ from bus import (
     AccessRefused,
     BusUnavailable,
     Context,
+    Event,
     Fate,
     Message,
     MessageTooLarge,
@@ -28,6 +29,10 @@ from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 
 from .stage import Log, Placed, Shipped, Stage, staged
+
+
+class Unwanted(Event, type="nobody.wants"):
+    """What no service here subscribes to."""
 
 
 def listening(log: Log[Message], *patterns: str) -> Service:
@@ -123,6 +128,26 @@ async def test_p3_required_raises_where_nobody_subscribes(stage: Stage) -> None:
 async def test_p3_an_address_that_is_no_queue_is_unroutable(stage: Stage) -> None:
     with pytest.raises(Unroutable, match=r"there is no queue 'nobody\.here'"):
         await stage.bus.publish(Placed(), to="nobody.here")
+
+
+async def test_p3_what_else_was_published_with_what_nobody_wants_is_stored_all_the_same(stage: Stage) -> None:
+    came: Log[Message] = Log()
+    shop = Service("shop")
+
+    @shop.on(Placed, retry=immediate(3))
+    async def place(placed: Placed, context: Context) -> None:
+        context.publish(Shipped(number=1))
+        context.publish(Placed(), to="nobody.here")
+
+    async with stage.hosting(shop, listening(came, "order.shipped")):
+        with pytest.raises(Unroutable) as raised:
+            await stage.bus.publish(Shipped(number=2), Unwanted(), required=True)
+        assert list(raised.value.fates.values()) == [Fate.STORED, Fate.UNROUTABLE]
+        await came.reaches(1)
+        await stage.bus.publish(Placed())
+        await stage.letters("shop")
+        await came.reaches(4)
+    assert len({message.id for message in came}) == 2
 
 
 async def test_p4_messages_wait_for_the_worker_once_their_subscription_is_declared(stage: Stage) -> None:

@@ -131,7 +131,7 @@ def test_what_nobody_here_asked_for_waits_for_a_newer_version_and_is_acked_and_c
     assert (first.delay, first.attempt, first.waits_since) == (timedelta(seconds=10), 1, NOW)
     assert isinstance(judged(subject, "order.cancelled", "order.cancelled", waited=599), Retry)
     assert subject.flow.counts["stale"] == 0
-    assert judged(subject, "order.cancelled", "order.cancelled", waited=600) == Ack()
+    assert judged(subject, "order.cancelled", "order.cancelled", waited=600) == Ack(ran=False)
     assert subject.flow.counts["stale"] == 1
 
 
@@ -142,7 +142,7 @@ def test_a_stale_binding_is_told_of_once_for_each_key_and_a_flood_of_keys_floods
         for number in (*range(MOST_KEYS + 50), 1, 2, 3):
             delivery = Played(type=f"other.{number}")
             delivery.routed_by, delivery.waits_since = f"other.{number}", NOW - timedelta(hours=1)
-            assert judge(delivery) == Ack()
+            assert judge(delivery) == Ack(ran=False)
     assert len(logs) == MOST_KEYS
     assert logs[0]["event"] == "stale binding"
     assert (logs[0]["service"], logs[0]["handler"], logs[0]["routing_key"]) == ("shop", "work", "other.0")

@@ -202,7 +202,7 @@ async def test_a_delivery_that_is_lost_before_the_commit_is_run_again_when_it_co
         assert isinstance(await run(lost), Release)
         assert refunds(store) == []
         assert await run(again) == Ack(again.settled[0].publish)  # type: ignore[union-attr]
-        assert await run(late) == Ack()
+        assert await run(late) == Ack(ran=False)
     assert refunds(store) == [1]
 
 

@@ -21,6 +21,8 @@ from bus import (
     RetryAfter,
     Service,
     Settings,
+    SqliteStore,
+    Store,
     breaker,
     fixed,
     immediate,
@@ -94,6 +96,28 @@ async def test_a_success_of_the_one_that_was_tried_closes_it() -> None:
         shop.behave = fine
         await bus.advance(6)
         assert shop.times(began) == [0] * 3 + [10] * 17
+
+
+async def test_what_was_completed_before_and_is_not_run_neither_resets_the_count_nor_closes_it() -> None:
+    runs: list[int] = []
+    service = Service("shop", concurrency=1, middleware=[breaker(failures=3, cool_down=10)])
+
+    @service.on(Placed, idempotent=True, retry=immediate(1))
+    async def work(placed: Placed) -> None:
+        runs.append(placed.number)
+        if placed.number:
+            raise ConnectionError("the warehouse is down")
+
+    async with Tester(service, resources={Store: SqliteStore(":memory:")}) as bus:
+        await bus.publish(Placed(number=0), id="done")
+        await bus.settled()
+        for number in range(1, 20):
+            await bus.publish(Placed(number=number))
+            await bus.publish(Placed(number=0), id="done")
+        await bus.advance(5)
+        assert runs == [0, 1, 2, 3]
+        await bus.advance(10)  # a duplicate is tried first, and another message then
+        assert runs == [0, 1, 2, 3, 4]
 
 
 async def test_settled_waits_for_the_backlog_of_an_open_breaker_and_ends() -> None:

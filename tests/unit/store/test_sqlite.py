@@ -78,6 +78,16 @@ async def test_a_file_that_another_process_locks_is_waited_for_and_then_given_up
         other.close()
 
 
+async def test_a_new_file_that_another_process_opens_at_the_same_time_is_waited_for(tmp_path: Path) -> None:
+    # to change to WAL mode where another is about to write, SQLite waits for nobody, whatever the timeout
+    other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    asyncio.get_running_loop().call_later(0.05, other.close)
+    async with SqliteStore(tmp_path / "a.db").opened() as store:
+        await store.completion("a").commit()
+        assert await store.completed("a")
+
+
 @pytest.mark.parametrize("place", ["a.db", ":memory:"])
 async def test_the_schema_is_run_once_at_each_opening(tmp_path: Path, place: str) -> None:
     schema = "CREATE TABLE IF NOT EXISTS seeds (what TEXT); INSERT INTO seeds VALUES ('seed')"

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from bus import Bus, BusUnavailable, Event, Service, fixed
+from bus import Bus, BusUnavailable, Event, Reject, Service, SqliteStore, Store, fixed
 from bus.testing import SimulationFailed, Tester, simulate
 from bus.testing.faults import Fault, Kind, chosen
 from bus.testing.simulated import Scenario
@@ -164,6 +164,111 @@ def test_no_reply_comes_over_a_lost_connection_and_the_request_says_so() -> None
     told = [error for error in errors if error is not None]
     assert told
     assert all(isinstance(error, BusUnavailable) and "no reply can come any more" in str(error) for error in told)
+
+
+def test_a_request_waits_for_a_broker_that_is_down_no_longer_than_its_timeout() -> None:
+    async def request(bus: Tester) -> None:
+        began = asyncio.get_running_loop().time()
+        await one(bus)
+        try:
+            await bus.request(Asked(number=1), Told, timeout=9)
+        finally:
+            took.append(asyncio.get_running_loop().time() - began)
+
+    took: list[float] = []
+    steps = _run(prices, request, 0, ()).counts["step"]
+    errors = [_run(prices, request, 0, [Fault("outage", at, 30)]).error for at in range(1, steps + 1)]
+    assert any("not sent within 9 s: the broker is down" in str(error) for error in errors)
+    assert all(error is None or isinstance(error, BusUnavailable) for error in errors)
+    errors = [_run(prices, request, 0, [Fault("outage", at, 5)]).error for at in range(1, steps + 1)]
+    assert not any("not sent" in str(error) for error in errors), "an outage within the timeout is waited for"
+
+
+def test_a_crash_comes_between_a_completion_and_its_ack() -> None:
+    service = Service("prices")
+
+    @service.on(Asked, idempotent=True)
+    async def tell(asked: Asked, seen: Seen) -> None:
+        seen.append(asked.number)
+
+    def build() -> Tester:
+        return Tester(service, resources={Seen: Seen(), Store: SqliteStore(":memory:")})
+
+    steps = _run(build, one, 0, ()).counts["step"]
+    stories = [_run(build, one, 0, [Fault("crash", at, 1)]).story for at in range(1, steps + 1)]
+    assert any("completed before, not run" in line for story in stories for line in story)
+
+
+def test_a_crash_and_a_stop_come_while_a_worker_starts_again() -> None:
+    opened: list[str] = []
+
+    def build() -> Tester:
+        service = Service("prices")
+
+        @service.resource
+        async def seen() -> AsyncIterator[Seen]:
+            opened.append("begins")
+            for _ in range(15):
+                await asyncio.sleep(0)
+            opened.append("is open")
+            yield Seen()
+
+        @service.on(Asked)
+        async def tell(asked: Asked, seen: Seen) -> Told:
+            return Told(number=asked.number)
+
+        return Tester(service)
+
+    async def answered(bus: Tester) -> None:
+        await one(bus)
+        assert {event.number for event in bus.published(Told)} == {1}
+
+    for kind in ("crash", "stop"):
+        cut_off = 0
+        for at in range(2, 20):
+            opened.clear()
+            ran = _run(build, answered, at, [Fault("crash", 1, 1), Fault(kind, at, 1)])
+            assert ran.error is None
+            cut_off += opened.count("begins") > opened.count("is open")
+        assert cut_off > 1, kind
+
+
+def test_a_scenario_may_crash_a_worker_that_stops() -> None:
+    async def crashes(bus: Tester) -> None:
+        await bus.publish(Asked(number=1))
+        await bus.advance(0.5)
+        await bus.crash()
+        await bus.settled()
+        assert {event.number for event in bus.published(Told)} == {1}
+
+    steps = _run(prices, crashes, 0, ()).counts["step"]
+    for kind in ("stop", "crash"):
+        for at in range(1, steps + 1):
+            assert _run(prices, crashes, 0, [Fault(kind, at, 1)]).error is None
+
+
+def test_of_two_operators_who_replay_a_letter_at_once_one_gets_it() -> None:
+    def build() -> Tester:
+        service = Service("prices")
+
+        @service.on(Asked)
+        async def tell(asked: Asked) -> None:
+            raise Reject("no")
+
+        return Tester(service)
+
+    async def twice(bus: Tester) -> None:
+        await one(bus)
+        [letter] = bus.dead_letters()
+        replays = (bus.transport.dead_letters.replay(letter) for _ in range(2))
+        first, second = await asyncio.gather(*replays, return_exceptions=True)
+        assert first is None
+        assert isinstance(second, LookupError)
+        assert "not open any more" in str(second)
+        await bus.settled()
+        assert len(bus.dead_letters()) == 1
+
+    assert _run(build, twice, 0, ()).error is None
 
 
 @pytest.mark.parametrize(("kind", "copies"), [("refused", 1), ("unsure", 2)])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 from uuid import uuid4
 
 import pytest
 
 from bus import ConfigurationError, Event, Service, SqliteStore, Store, fixed
-from bus.testing import NotSettled, SimulationFailed, Tester, simulate, simulation
+from bus.testing import NotSettled, SimulationFailed, Tester, patience, simulate, simulation
 from bus.testing.faults import Fault
 from bus.testing.simulation import _run
 
@@ -35,6 +38,16 @@ def prices(seen: Seen | None = None) -> Tester:
         seen.append(asked.number)
 
     return Tester(service, resources={Seen: Seen() if seen is None else seen})
+
+
+def failing() -> Tester:
+    service = Service("prices")
+
+    @service.on(Asked, retry=fixed(5, 1))
+    async def tell(asked: Asked) -> None:
+        raise ValueError("always")
+
+    return Tester(service)
 
 
 async def one(bus: Tester) -> None:
@@ -117,6 +130,62 @@ def stubborn() -> Tester:
     return Tester(service)
 
 
+def test_a_scenario_may_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "MOST_TURNS", 200)
+
+    async def waits_for_a_thread(bus: Tester) -> None:
+        await one(bus)
+        await asyncio.to_thread(time.sleep, 0.3)
+
+    assert _run(prices, waits_for_a_thread, 0, ()).error is None
+
+
+@pytest.mark.timeout(30)
+def test_what_a_scenario_left_is_cancelled_and_takes_the_time_that_it_needs() -> None:
+    ended: list[str] = []
+
+    async def lingers() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(20)
+            ended.append("lingers")
+
+    async def swallows() -> None:
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                ended.append("swallows")
+
+    async def leaves_one(bus: Tester) -> None:
+        bus.left = asyncio.create_task(lingers())  # type: ignore[attr-defined]
+        await one(bus)
+
+    async def leaves_another(bus: Tester) -> None:
+        await leaves_one(bus)
+        bus.other = asyncio.create_task(swallows())  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+
+    assert _run(prices, leaves_one, 0, ()).error is None
+    assert ended == ["lingers"]
+    told = told_of(prices, leaves_another, seed=7)
+    assert told.startswith("seed=7: NotSettled: the scenario left what did not end within 30 s of being cancelled: ")
+    assert "swallows; await it in the scenario" in told
+
+
+def test_a_scenario_that_ends_in_a_cancellation_that_nobody_asked_for_has_failed_with_its_seed() -> None:
+    async def cancels_its_own(bus: Tester) -> None:
+        await one(bus)
+        helper = asyncio.create_task(asyncio.sleep(9))
+        helper.cancel()
+        await helper
+
+    told = told_of(prices, cancels_its_own, seed=7)
+    assert told.startswith("seed=7: CancelledError\n  tests/")
+    assert "in cancels_its_own: await helper" in told
+
+
 async def test_a_handler_that_swallows_its_cancellation_is_named_as_the_bus_closes() -> None:
     with pytest.raises(NotSettled, match=r"(?s)swallows CancelledError.*prices\.tell \(.*test_simulation_bounds\.py:"):
         async with stubborn() as bus:
@@ -141,6 +210,26 @@ def test_what_a_run_leaves_to_the_next_is_refused() -> None:
         simulate(lambda: tester, one)
     with pytest.raises(ConfigurationError, match=r"same Seen object for two runs.*resources=\{Seen: Seen\(\)\}"):
         simulate(lambda: prices(seen), one)
+
+
+@dataclass(frozen=True)
+class Box:
+    seen: Seen
+
+
+class Mailer:
+    def send(self) -> None: ...
+
+
+@pytest.mark.parametrize("kept", [AsyncMock(), MagicMock(), Mailer().send, (Mailer(),), Box(Seen())])
+def test_what_is_no_plain_value_is_not_left_to_the_next_run_though_it_can_be_compared_and_hashed(kept: Any) -> None:
+    service = Service("prices")
+
+    @service.on(Asked)
+    async def tell(asked: Asked, kept: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="object for two runs"):
+        simulate(lambda: Tester(service, resources={Any: kept}), one, seeds=[1])
 
 
 def test_a_store_that_a_run_leaves_to_the_next_is_refused_and_may_be_replaced() -> None:
@@ -265,6 +354,11 @@ async def nothing(bus: Tester) -> None:
     await bus.settled()
 
 
+async def unsettled(bus: Tester) -> None:
+    await bus.publish(Asked(number=1))
+    assert bus.dead_letters() == []
+
+
 async def unheard(bus: Tester) -> None:
     await bus.publish(Told(number=1))
     await bus.settled()
@@ -285,6 +379,7 @@ def no_coroutine(bus: Tester) -> None:
         (lambda: simulate(prices, one, seeds=[]), r"seeds=\[\] is empty"),
         (lambda: simulate(prices, one, seed="x"), "a seed must be a whole number, not 'x'"),  # type: ignore[arg-type]
         (lambda: simulate(prices, nothing), "published nothing"),
+        (lambda: simulate(failing, unsettled), "handlers had work to do.*await bus.settled"),
         (lambda: simulate(prices, unheard), "nothing that was published has a handler"),
         (lambda: simulate(Tester, one), r"Tester\(\) hosts no service"),
     ],

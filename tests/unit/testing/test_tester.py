@@ -181,6 +181,7 @@ async def test_a_handler_can_be_called_alone() -> None:
     place, told = service.handlers[0].function, context(attempt=2)
     assert await place(Placed(number=2), told, Store()) == Shipped(number=2)
     assert told.published == [Paid(number=2)]
+    assert (context().first_failed_at, told.first_failed_at is None) == (None, False)
 
 
 async def test_what_a_resource_raises_as_it_opens_is_raised_to_the_test() -> None:

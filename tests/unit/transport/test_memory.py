@@ -136,6 +136,25 @@ async def test_consumers_of_one_queue_take_turns(transport: MemoryTransport) -> 
     assert sorted(taken) == [["0", "2"], ["1", "3"]]
 
 
+async def test_of_two_that_were_paused_the_one_that_goes_on_gets_what_is_ordered(transport: MemoryTransport) -> None:
+    ordered = subscription("ordered", ordered=True)
+    async with transport.consume(ordered, limit=10) as one, transport.consume(ordered, limit=10) as other:
+        await one.limit(0)
+        await other.limit(0)
+        await other.limit(10)
+        await transport.publish([out("1")])
+        assert ids(await take(other, 1)) == ["1"]
+
+
+async def test_handlers_that_read_one_foreign_queue_get_its_messages_in_turns(transport: MemoryTransport) -> None:
+    await transport.declare([subscription(name, [], sources=("theirs",)) for name in ("one", "other")])
+    for number in range(4):
+        await transport.publish([out(str(number), address="theirs")])
+        await transport.publish([out("x", address="shop.work")])
+    async with consuming(transport, "one", patterns=[]) as one, consuming(transport, "other", patterns=[]) as other:
+        assert (ids(await take(one, 2)), ids(await take(other, 2))) == (["0", "2"], ["1", "3"])
+
+
 async def test_a_consumer_holds_no_more_unsettled_than_its_limit(transport: MemoryTransport) -> None:
     await transport.publish([out(str(number)) for number in range(4)])
     async with consuming(transport, limit=2) as consumer:
@@ -296,14 +315,24 @@ async def test_an_event_that_nobody_wants_is_legal(narrow: MemoryTransport) -> N
 
 
 @pytest.mark.parametrize("wrong", [out("2", "c", required=True), out("2", address="shop.nobody")])
-async def test_of_a_publish_with_one_that_no_queue_wants_nothing_is_stored(
+async def test_of_a_publish_with_one_that_no_queue_wants_the_others_are_stored(
     narrow: MemoryTransport, wrong: Outgoing
 ) -> None:
     with pytest.raises(Unroutable) as raised:
-        await narrow.publish([out("1"), wrong])
-    assert raised.value.fates == {"1": Fate.REFUSED, "2": Fate.UNROUTABLE}
+        await narrow.publish([out("1"), wrong, out("3", "c")])
+    assert raised.value.fates == {"1": Fate.STORED, "2": Fate.UNROUTABLE, "3": Fate.STORED}
     async with consuming(narrow, patterns=["a.b"]) as consumer:
+        assert ids(await take(consumer, 1)) == ["1"]
         assert await waits(consumer)
+
+
+async def test_of_a_publish_to_a_queue_that_is_not_there_after_a_delay_nothing_is_stored(
+    narrow: MemoryTransport,
+) -> None:
+    with pytest.raises(Unroutable) as raised:
+        await narrow.publish([out("1"), out("2", delay=timedelta(hours=1), address="shop.nobody")])
+    assert raised.value.fates == {"1": Fate.REFUSED, "2": Fate.UNROUTABLE}
+    assert len(narrow.queues["shop.work"].ready) == 0
 
 
 async def test_an_address_is_one_queue_whatever_it_subscribes_to(transport: MemoryTransport) -> None:
@@ -323,15 +352,17 @@ async def test_what_an_ack_publishes_is_published(transport: MemoryTransport) ->
         assert ids(await take(consumer, 2)) == ["2", "3"]
 
 
-async def test_an_ack_whose_events_no_queue_wants_settles_nothing(narrow: MemoryTransport) -> None:
+async def test_an_ack_with_an_event_that_no_queue_wants_leaves_its_delivery_unsettled(narrow: MemoryTransport) -> None:
     await narrow.publish([out("1")])
     async with consuming(narrow, patterns=["a.b"]) as consumer:
         (taken,) = await take(consumer, 1)
         with pytest.raises(Unroutable):
             await taken.settle(Ack(publish=(out("2"), out("3", "c", required=True))))
-        assert narrow.waiting() == {"in shop.work": 1}
-        assert await waits(consumer)
+        (second,) = await take(consumer, 1)
+        assert ids([second]) == ["2"]
+        assert narrow.waiting() == {"in shop.work": 2}
         await taken.settle(Ack())
+        await second.settle(Ack())
     assert narrow.waiting() == {}
 
 
