@@ -157,22 +157,20 @@ async def test_a_stop_is_neither_success_nor_failure_whatever_the_handler_makes_
     assert (delivery.settled, slots.given) == ([], 1)
 
 
-async def test_a_stop_beside_a_timeout_is_a_stop() -> None:
+@pytest.mark.parametrize("ends", ["is cancelled", "returns"])
+@pytest.mark.parametrize("first", ["stop", "timeout"])
+async def test_a_stop_beside_a_timeout_is_a_stop(first: str, ends: str) -> None:
     delivery = Played()
-    service = handling(swallowing("returns"), timeout=0.01)
 
     async def work(placed: Placed) -> None:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().call_later(0.01, task.cancel)
-        await asyncio.sleep(60)
+        asyncio.get_running_loop().call_later(0.05 if first == "stop" else 0.15, task.cancel)
+        time.sleep(0.2)  # both are due in one turn of the loop
+        await (asyncio.sleep(60) if ends == "is cancelled" else swallowing(ends)(placed))
 
-    for function in (work, *(handler.function for handler in service.handlers)):
-        task = asyncio.ensure_future(process(handling(function, timeout=0.01))(delivery))
-        if function is not work:
-            asyncio.get_running_loop().call_later(0.01, task.cancel)
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.ensure_future(process(handling(work, timeout=0.1))(delivery))
     assert delivery.settled == []
 
 
