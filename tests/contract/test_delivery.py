@@ -268,11 +268,15 @@ async def test_d4_a_handler_that_never_awaits_lets_others_run(stage: Stage) -> N
     async def neighbour(shipped: Shipped) -> None:
         log.append("other")
 
-    await stage.declare(service, other)
-    for _ in range(4):
-        await stage.bus.publish(*(Placed(number=number) for number in range(100)))
-    await stage.bus.publish(Shipped())
-    async with stage.hosting(service, other):
+    async with stage.hosting(service, other) as hosted:
+        for name in ("greedy", "other"):
+            hosted.worker.pause(name)
+        for _ in range(4):
+            await stage.bus.publish(*(Placed(number=number) for number in range(100)))
+        await stage.bus.publish(Shipped())
+        await hosted.consumes()
+        for name in ("greedy", "other"):
+            hosted.worker.resume(name)
         await log.reaches(401)
     assert log.index("other") < 400
 
