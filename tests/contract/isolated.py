@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.broker.node import free_ports
 
 from .stage import Log
 
@@ -131,9 +132,7 @@ class Program:
 async def isolated(folder: Path, url: str, *arguments: str) -> AsyncIterator[Program]:
     """Run the program with `run --isolate`; whatever is left of it in the end is killed."""
     (folder / "clinic.py").write_text(PROGRAM)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     bare = {name: value for name, value in os.environ.items() if not name.startswith("BUS_")}
     ours = {"PYTHONPATH": str(ROOT), "BUS_URL": url, "BUS_HTTP": f"127.0.0.1:{port}", "BUS_GRACE": "5"}
     process = await asyncio.create_subprocess_exec(

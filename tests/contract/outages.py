@@ -146,9 +146,9 @@ class Publishers:
         self._number = 0
         self._over = False
 
-    async def go_on(self, more: int = 200) -> None:
+    async def go_on(self, more: int = 200, within: float = WITHIN) -> None:
         """Wait until so many more publishes have returned."""
-        await self.stored.reaches(len(self.stored) + more)
+        await self.stored.reaches(len(self.stored) + more, within)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Publishers]:

@@ -47,8 +47,8 @@ class Log(list[T], Generic[T]):
         super().append(item)
         self._grown.set()
 
-    async def reaches(self, size: int) -> None:
-        await self.holds(lambda log: len(log) >= size, f"{size} entries")
+    async def reaches(self, size: int, within: float = WITHIN) -> None:
+        await self.holds(lambda log: len(log) >= size, f"{size} entries", within)
 
     async def holds(self, condition: Callable[[list[T]], bool], what: str, within: float = WITHIN) -> None:
         try:
