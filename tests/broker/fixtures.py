@@ -6,6 +6,7 @@ import fcntl
 import os
 import pickle
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,10 @@ def _vhosts(broker: Shared, worker_id: str) -> Iterator[str]:
         while True:
             made = [f"{worker_id}-{batch}-{number}" for number in range(BATCH)]
             # each virtual host that is left behind makes the next one dearer
-            broker.node.delete_vhosts(gone)
+            try:
+                broker.node.delete_vhosts(gone)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                print(f"left behind: {gone[0]} and others: {error}")  # no fault of the test that wants a new one
             broker.node.add_vhosts(made)
             yield from made
             batch, gone = batch + 1, made

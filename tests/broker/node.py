@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .certificates import Authority
@@ -19,6 +21,9 @@ from .operator import answer, expression, question
 
 READY_WITHIN = 100.0
 ADVANCED = "[{rabbit,[{dead_letter_worker_publisher_confirm_timeout,3000},{channel_tick_interval,1000}]}]."
+PORTS = range(10_000, 32_000)
+WORKERS = 16
+_GIVEN = set[int]()
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 
 
@@ -41,7 +46,7 @@ class Node:
         within = Path(self.programs.root, tempfile.gettempdir().lstrip("/"))
         within.mkdir(exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="tidegate-broker-", dir=within))
-        self.port, self.tls_port, self._dist, self._epmd = _free_ports(4)
+        self.port, self.tls_port, self._dist, self._epmd = free_ports(4)
         self._name = f"tidegate{self.port}"
         self._cookie = self._name
         if beside is not None:
@@ -260,15 +265,18 @@ class Node:
         raise RuntimeError(f"the private broker did not start within {READY_WITHIN:g} s:\n{log}")
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody has or gets: the system gives away others, and so does each other worker of xdist."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
+    found: list[int] = []
+    while len(found) < count:
+        port = secrets.choice(range(PORTS.start + worker, PORTS.stop, WORKERS))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _GIVEN:
+                _GIVEN.add(port)
+                found.append(port)
+    return found
 
 
 def _wait_for_end(pid: int) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.broker.node import free_ports
 
 from .stage import Log
 
@@ -74,13 +75,21 @@ class Program:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self._port}", timeout=WITHIN) as client:
             return await client.request(method, path)
 
+    async def answers(self, path: str, expected: str, method: str = "GET") -> str:
+        """Ask until this is in the answer, which lacks what a process on a busy machine is late with; return it."""
+        async with asyncio.timeout(WITHIN):
+            while expected not in (answer := (await self.asks(path, method)).text):
+                await asyncio.sleep(0.05)
+        return answer
+
     async def becomes(self, status: int, state: str) -> dict[str, Any]:
-        """Wait until the whole answers this status, and the sick service's process is in this state."""
+        """Wait until the whole answers this status, the sick process is in this state, and the healthy one runs."""
         async with asyncio.timeout(WITHIN):
             while True:
                 answer = await self.asks("/readyz")
                 told: dict[str, Any] = answer.json()
-                if (answer.status_code, told["processes"]["sick"]["state"]) == (status, state):
+                states = {name: process["state"] for name, process in told["processes"].items()}
+                if (answer.status_code, states) == (status, {"sick": state, "healthy": "running"}):
                     return told
                 await asyncio.sleep(0.05)
 
@@ -123,9 +132,7 @@ class Program:
 async def isolated(folder: Path, url: str, *arguments: str) -> AsyncIterator[Program]:
     """Run the program with `run --isolate`; whatever is left of it in the end is killed."""
     (folder / "clinic.py").write_text(PROGRAM)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     bare = {name: value for name, value in os.environ.items() if not name.startswith("BUS_")}
     ours = {"PYTHONPATH": str(ROOT), "BUS_URL": url, "BUS_HTTP": f"127.0.0.1:{port}", "BUS_GRACE": "5"}
     process = await asyncio.create_subprocess_exec(

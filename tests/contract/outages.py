@@ -8,15 +8,17 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from bus import Message, Service
+import aio_pika
+
+from bus import BusUnavailable, Message, Service
 from bus.transport.rabbitmq import wire
 from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 from tests.rabbitmq.links import connected, consume, count, settle
 
-from .stage import Log, Placed, Stage
+from .stage import WITHIN, Hosted, Log, Placed, Stage
 
 
 Outage: TypeAlias = Callable[[Proxy], None]
@@ -27,6 +29,13 @@ CANCEL = (
     "|| C <- rabbit_amqqueue:consumers(Q)]."
 )
 """Tells the consumers of a queue that they are cancelled, which the queue does not know of."""
+
+
+CONSUMERS = (
+    '{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)), '
+    "length(rabbit_amqqueue:consumers(Q))."
+)
+"""Tells how many consumers a queue has that may still get something."""
 
 
 def refuse(proxy: Proxy) -> None:
@@ -83,6 +92,30 @@ async def kept(url: str) -> Counter[str]:
     return found
 
 
+async def goes(stage: Stage, **options: Any) -> bool:
+    """Publish, and tell whether that went."""
+    try:
+        await stage.bus.publish(Placed(), **options)
+    except BusUnavailable:
+        return False
+    return True
+
+
+async def removed(stage: Stage, hosted: Hosted, node: Node, queue: str, go: asyncio.Event) -> None:
+    """Stop a worker whose handler waits to `go`, and delete its queue first: what it retries comes back to none."""
+    vhost = stage.settings.url.rpartition("/")[2]
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(hosted.stop())
+        async with asyncio.timeout(WITHIN):
+            while (
+                await asyncio.to_thread(node.ctl, "eval", CONSUMERS.format(vhost=vhost, queue=queue))
+            ).strip() != "0":
+                await asyncio.sleep(0.02)
+        async with await aio_pika.connect(stage.settings.url) as connection, connection.channel() as channel:
+            await channel.queue_delete(queue)
+        go.set()
+
+
 @asynccontextmanager
 async def alarm(node: Node) -> AsyncIterator[None]:
     """Have the broker run out of memory meanwhile."""
@@ -113,9 +146,9 @@ class Publishers:
         self._number = 0
         self._over = False
 
-    async def go_on(self, more: int = 200) -> None:
+    async def go_on(self, more: int = 200, within: float = WITHIN) -> None:
         """Wait until so many more publishes have returned."""
-        await self.stored.reaches(len(self.stored) + more)
+        await self.stored.reaches(len(self.stored) + more, within)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Publishers]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import aio_pika
+import pytest
 
-from bus import Bus, Event, Letter, Message, Middleware, Service, Settings, client, discovery
+from bus import Bus, BusUnavailable, Event, Letter, Message, Middleware, Service, Settings, client, discovery
 from bus.health import Health
 from bus.message import Outgoing
 from bus.middleware.logging import logging
@@ -46,8 +47,8 @@ class Log(list[T], Generic[T]):
         super().append(item)
         self._grown.set()
 
-    async def reaches(self, size: int) -> None:
-        await self.holds(lambda log: len(log) >= size, f"{size} entries")
+    async def reaches(self, size: int, within: float = WITHIN) -> None:
+        await self.holds(lambda log: len(log) >= size, f"{size} entries", within)
 
     async def holds(self, condition: Callable[[list[T]], bool], what: str, within: float = WITHIN) -> None:
         try:
@@ -67,6 +68,12 @@ class Hosted:
         self.worker = worker
         self.health = Health(worker, stop, watchdog)
         self._stop = stop
+
+    async def consumes(self) -> None:
+        """Wait until every handler consumes, or would but for a pause: a worker that has started may not yet."""
+        async with asyncio.timeout(WITHIN):
+            while self.health.ready().status != 200:
+                await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
         """Stop as a signal does, and wait for the end."""
@@ -150,10 +157,20 @@ class Stage:
         """Return the open letters of a service, as soon as there are so many."""
         async with asyncio.timeout(within):
             while True:
-                found = [letter async for letter in self.transport.dead_letters.browse(service)]
-                if len(found) >= size:
-                    return found
+                # a stream that was declared a moment ago may have no replica yet
+                with suppress(BusUnavailable):
+                    found = [letter async for letter in self.transport.dead_letters.browse(service)]
+                    if len(found) >= size:
+                        return found
                 await asyncio.sleep(0.05)
+
+
+async def told(caplog: pytest.LogCaptureFixture, *parts: str) -> list[str]:
+    """Wait for a log line that has these parts; return all that do."""
+    async with asyncio.timeout(WITHIN):
+        while not (found := [text for text in caplog.messages if all(part in text for part in parts)]):
+            await asyncio.sleep(0.01)
+    return found
 
 
 @asynccontextmanager

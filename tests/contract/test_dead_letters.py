@@ -6,12 +6,13 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 
-import aio_pika
 import pytest
 
 from bus import Context, Letter, Message, Reject, Service, Unroutable, fixed, immediate
 from bus.message import Outgoing
+from tests.broker.fixtures import Shared
 
+from .outages import removed
 from .stage import Log, Placed, Shipped, Stage
 
 
@@ -159,21 +160,21 @@ async def test_f4_what_expires_in_its_queue_is_kept_with_what_the_broker_tells(r
     assert (letter.message.id, letter.message.body, letter.message.headers["tenant"]) == ("m", b"old", "blue")
 
 
-async def test_f4_a_retry_whose_handler_is_gone_is_kept_and_says_so(rabbitmq: Stage) -> None:
-    failed: Log[int] = Log()
+async def test_f4_a_retry_whose_handler_is_gone_is_kept_and_says_so(rabbitmq: Stage, broker: Shared) -> None:
+    begun: Log[int] = Log()
+    go = asyncio.Event()
     service = Service("gone")
 
-    @service.on(Placed, retry=fixed(3, 1))
+    @service.on(Placed, retry=fixed(3, 0.2))
     async def work(placed: Placed) -> None:
-        failed.append(placed.number)
+        begun.append(placed.number)
+        await go.wait()
         raise ValueError
 
     async with rabbitmq.hosting(service) as hosted:
         await rabbitmq.bus.publish(Placed(number=3))
-        await failed.reaches(1)
-        await hosted.stop()
-    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
-        await channel.queue_delete("gone.work")
+        await begun.reaches(1)
+        await removed(rabbitmq, hosted, broker.node, "gone.work", go)
     (letter,) = await rabbitmq.letters("gone")
     assert (letter.handler, letter.failure.reason, letter.failure.attempts) == ("work", "broker", 1)
     assert "removed" in letter.failure.error

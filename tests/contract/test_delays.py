@@ -88,23 +88,23 @@ async def test_p6_three_hundred_mixed_delays_come_once_each_and_none_early(stage
 async def test_p6_a_short_delay_overtakes_a_long_one(stage: Stage) -> None:
     log: Log[tuple[int, float]] = Log()
     async with stage.hosting(waiting(log)):
-        for number, delay in enumerate((2.4, 1.6, 0.8, 0)):
+        for number, delay in enumerate((3_600, 60, 0.2, 0)):
             await stage.bus.publish(Placed(number=number), delay=delay)
-        await log.reaches(4)
-    assert [number for number, _ in log] == [3, 2, 1, 0]
+        await log.reaches(2)
+    assert sorted(number for number, _ in log) == [2, 3]
 
 
 async def test_p6_a_point_in_time_is_a_delay_too_and_what_is_past_is_now(stage: Stage) -> None:
     log: Log[tuple[int, float]] = Log()
-    # declaring the cascade takes the first delay a while
-    at = datetime.now(UTC) + timedelta(seconds=0.5 if stage.kind == "memory" else 4)
     async with stage.hosting(waiting(log)):
+        at = datetime.now(UTC) + timedelta(seconds=0.5)
         await stage.bus.publish(Placed(number=0), at=at)
         await stage.bus.publish(Placed(number=1), at=datetime(1999, 1, 1, tzinfo=UTC))
         await stage.bus.publish(Placed(number=2), delay=-1)
         await log.reaches(3)
-    assert [number for number, _ in log] == [1, 2, 0]
-    assert log[2][1] >= at.timestamp()
+    came = dict(log)
+    assert sorted(came) == [0, 1, 2]
+    assert came[0] >= at.timestamp()
 
 
 async def test_p6_a_delayed_message_is_delayed_again_and_again_and_by_the_ladder_between(stage: Stage) -> None:
@@ -202,17 +202,17 @@ async def test_p6_forty_messages_to_a_removed_handler_in_front_delay_nobody_else
     @leaving.on(Shipped, name="work")
     async def work(shipped: Shipped) -> None:
         failed.append(shipped.number)
-        raise RetryAfter(4.1)
+        raise RetryAfter(8.1)
 
     async with rabbitmq.hosting(waiting(log)):
         async with rabbitmq.hosting(leaving) as hosted:
-            await rabbitmq.bus.publish(*(Placed(number=-1 - n) for n in range(40)), delay=4.35, to="theirs")
+            await rabbitmq.bus.publish(*(Placed(number=-1 - n) for n in range(40)), delay=8.35, to="theirs")
             await rabbitmq.bus.publish(*(Shipped(number=number) for number in range(40)))
             await failed.reaches(40)
-            await holding(rabbitmq, "leaving.work", 0)
             await hosted.stop()
+        # long before any of them comes back
         await deleted(rabbitmq, queues=("leaving.work", "theirs"))
-        await rabbitmq.bus.publish(*(Placed(number=number) for number in range(40)), delay=4.5)
+        await rabbitmq.bus.publish(*(Placed(number=number) for number in range(40)), delay=8.5)
         await log.reaches(40)
         assert sorted(number for number, _ in log) == in_order(40)
         letters = await rabbitmq.letters("leaving", 40)

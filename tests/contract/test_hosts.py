@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from bus import Service
-from bus.transport.rabbitmq import administration, consumer, publisher, topology, transport
+from bus.transport.rabbitmq import administration, consumer, moves, publisher, topology, transport
 from tests.broker.fixtures import Shared
 from tests.broker.proxy import Proxy
 
@@ -92,6 +92,7 @@ async def test_l2_a_host_that_goes_silent_while_it_declares_is_left_for_the_next
 ) -> None:
     monkeypatch.setattr(transport, "in_any_order", tuple)
     monkeypatch.setattr(topology, "ANSWER_WITHIN", 2)
+    monkeypatch.setattr(moves, "READ_WITHIN", 1)  # the silent host is asked several times
     monkeypatch.setattr(administration, "FIRST_PATIENCE", 0.5)
     for bound in ("PROBE_AFTER", "ANSWER_WITHIN", "CONSUME_WITHIN"):
         monkeypatch.setattr(consumer, bound, 1)

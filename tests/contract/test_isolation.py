@@ -20,15 +20,19 @@ from .stage import WITHIN, Log, Placed, Stage
 
 
 class Seen(list[Any]):
-    """Log lines, for a handler that blocks the loop until it is named in one."""
+    """Log lines, for a handler that blocks the loop until one more of them names it here."""
 
-    def wait(self, event: str, seconds: float = WITHIN) -> None:
-        until = time.monotonic() + seconds
-        while not self.of(event) and time.monotonic() < until:
+    def wait(self, handler: str, seconds: float = WITHIN) -> None:
+        before, until = len(self.naming(handler)), time.monotonic() + seconds
+        while len(self.naming(handler)) == before and time.monotonic() < until:
             time.sleep(0.01)
 
-    def of(self, event: str) -> list[Any]:
-        return [line for line in self if line["event"] == event]
+    def naming(self, handler: str) -> list[Any]:
+        """Return the lines that name a handler where it waits: a busy machine blocks the loop elsewhere too."""
+        return [line for line in self.of("event loop blocked", handler) if line["at"].endswith("Seen.wait")]
+
+    def of(self, event: str, handler: str) -> list[Any]:
+        return [line for line in self if line["event"] == event and line.get("handler") == handler]
 
 
 @pytest.fixture
@@ -50,23 +54,33 @@ async def test_c3_a_handler_that_blocks_the_loop_is_named_while_it_does(stage: S
 
     @service.on(Placed)
     async def cook(placed: Placed) -> None:
-        seen.wait("event loop blocked")
-        done.append(len(seen.of("event loop blocked")))
+        seen.wait("cook")
+        done.append(len(seen.naming("cook")))
 
     async with stage.hosting(service) as hosted:
-        (id,) = await stage.bus.publish(Placed(number=1))
+        (id,) = await stage.bus.publish(Placed())
         await done.reaches(1)
+        assert done == [1]
         async with asyncio.timeout(WITHIN):
-            while not seen.of("event loop goes on"):
-                await asyncio.sleep(0.02)
+            # where the last look comes just after the handler, nobody is named: then it blocks once more
+            while not await goes_on(seen, "cook"):
+                await stage.bus.publish(Placed())
+                await done.reaches(len(done) + 1)
         told = text(hosted.health.watchdog.metrics())
-    assert done[0] > 0
-    (line, *_), (over, *_) = seen.of("event loop blocked"), seen.of("event loop goes on")
-    assert (line["service"], line["handler"], line["id"]) == ("kitchen", "cook", id)
+    (line, *_), (over, *_) = seen.naming("cook"), seen.of("event loop goes on", "cook")
+    assert (line["service"], line["id"]) == ("kitchen", id)
     assert f"{__file__}:" in line["at"]
-    assert line["at"].endswith("Seen.wait")
-    assert (over["handler"], over["blocked"] >= line["blocked"]) == ("cook", True)
+    assert over["blocked"] > 0.1
     assert 'tidegate_loop_blocked_seconds_total{service="kitchen",handler="cook"}' in told
+
+
+async def goes_on(seen: Seen, handler: str) -> bool:
+    """Return whether the end of a block by this handler is told within a second."""
+    for _ in range(50):
+        if seen.of("event loop goes on", handler):
+            return True
+        await asyncio.sleep(0.02)
+    return False
 
 
 async def test_c3_an_ordered_handler_is_named_too(stage: Stage, seen: Seen) -> None:
@@ -74,13 +88,13 @@ async def test_c3_an_ordered_handler_is_named_too(stage: Stage, seen: Seen) -> N
 
     @service.on(Placed, ordered_by="number")
     async def in_turn(placed: Placed) -> None:
-        seen.wait("event loop blocked")
+        seen.wait("in_turn")
         done.append("in_turn")
 
     async with stage.hosting(service):
         await stage.bus.publish(Placed(number=1))
         await done.reaches(1)
-    assert {line["handler"] for line in seen.of("event loop blocked")} == {"in_turn"}
+    assert seen.naming("in_turn")
 
 
 async def test_c3_a_service_that_crashes_is_started_again_while_its_neighbour_goes_on(
@@ -117,17 +131,15 @@ async def test_c3_a_blocked_or_hanging_process_is_named_and_none_outlives_its_su
             await program.says("worker started", process=name)
         await program.becomes(200, "running")
         await rabbitmq.bus.publish(Placed(number=1, note="block"))
-        line = await program.says("event loop blocked", process="sick")
-        assert line["handler"] == "work"
+        await program.says("event loop blocked", process="sick", handler="work")
         blocked = await program.becomes(503, "blocked")
         assert blocked["processes"]["sick"]["blocked"]["handler"] == "work"
-        assert blocked["processes"]["healthy"]["state"] == "running"
         gauge = 'tidegate_loop_blocked_seconds{process="sick",service="sick",handler="work"} '
-        numbers = (await program.asks("/metrics")).text
+        numbers = await program.answers("/metrics", gauge)
         assert float(numbers.partition(gauge)[2].split()[0]) >= watchdog_module.THRESHOLD
         assert (await program.asks("/pause/sick", "POST")).status_code == 503
-        assert (await program.asks("/pause/healthy", "POST")).text == "paused healthy\n"
-        assert (await program.asks("/resume/healthy.note", "POST")).status_code == 200
+        await program.answers("/pause/healthy", "paused healthy\n", "POST")
+        await program.answers("/resume/healthy.note", "resumed healthy.note\n", "POST")
         await rabbitmq.bus.publish(Placed(number=2))
         await program.done.holds(lambda done: set(done) == {1, 2}, "both, in the healthy service")
         (program.folder / "go").touch()
@@ -141,7 +153,9 @@ async def test_c3_a_blocked_or_hanging_process_is_named_and_none_outlives_its_su
         await program.ends()
     assert len(program.said("supervisor gone")) == 2
     assert len(program.said("worker stopped")) == 2
-    assert len(program.said("event loop blocked")) == len(program.said("event loop blocked", handler="work"))
+    named = [line.get("handler") for line in program.said("event loop blocked", process="sick")]
+    # a busy machine may have blocked it while it started
+    assert set(named[named.index("work") :]) == {"work"}
 
 
 async def test_c3_a_mistake_that_a_process_finds_is_said_once_and_ends_the_whole(

@@ -17,7 +17,7 @@ from tests.broker.proxy import Proxy
 
 from .orderly import Moved, prove
 from .poisoned import CRASHES, EXITS, Done, services
-from .stage import Log, Placed, Stage, staged
+from .stage import Log, Placed, Stage, staged, told
 from .test_poison import poisoned
 
 
@@ -137,19 +137,16 @@ async def test_d5_a_full_window_pauses_and_says_so(stage: Stage, caplog: pytest.
             raise ConnectionError
         done.append((moved.parcel, moved.number))
 
-    def told(what: str) -> list[str]:
-        return [text for record in caplog.records if what in (text := record.getMessage())]
-
     async with stage.hosting(service):
         await stage.bus.publish(*moves("a", 8), *moves("b", 3))
         await failed.reaches(4)
+        (pauses,) = await told(caplog, "handler pauses")
         assert done == []
-        (pauses,) = told("handler pauses")
         assert "handler=yard.work" in pauses
         assert "oldest_key=a" in pauses
         go.set()
         await done.reaches(11)
-        assert told("handler goes on")
+        assert await told(caplog, "handler goes on")
     assert by_key(done) == {"a": list(range(8)), "b": list(range(3))}
 
 

@@ -13,7 +13,7 @@ from tests.broker.fixtures import Shared
 from tests.broker.node import Node
 from tests.broker.proxy import Proxy
 
-from .outages import OUTAGES, Outage, Publishers, alarm, heal, keeping, kept, refuse, swallow_down, talkative
+from .outages import OUTAGES, Outage, Publishers, alarm, goes, heal, keeping, kept, refuse, swallow_down, talkative
 from .stage import WITHIN, Placed, Stage, staged
 
 
@@ -169,7 +169,9 @@ async def test_p2_through_an_alarm_and_a_restart_of_the_broker(own_broker: Node)
                             await hasty.bus.publish(Placed())
                 silent = await talkative(url, 1, 1, timeout=0.5)
                 assert await silent.communicate() == (b"", None)
-            await hasty.bus.publish(Placed(), id="after the alarm")
+            async with asyncio.timeout(WITHIN):
+                while not await goes(hasty, id="after the alarm"):
+                    pass
             await publishers.go_on()
             await asyncio.to_thread(own_broker.ctl, "stop_app")
             with pytest.raises(BusUnavailable):
@@ -177,14 +179,6 @@ async def test_p2_through_an_alarm_and_a_restart_of_the_broker(own_broker: Node)
             await asyncio.to_thread(own_broker.ctl, "start_app")
             await publishers.go_on()
         async with asyncio.timeout(WITHIN):
-            while not await _goes(hasty):
+            while not await goes(hasty):
                 pass
     assert {*told, "after the alarm", *publishers.stored} <= set(await kept(url))
-
-
-async def _goes(stage: Stage) -> bool:
-    try:
-        await stage.bus.publish(Placed())
-    except BusUnavailable:
-        return False
-    return True

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Sequence
 from typing import Any
 
-import aio_pika
 import pytest
 
 from bus import Context, Fate, Letter, Message, Reject, Service, fixed
 from bus.transport.rabbitmq.address import addresses
 from bus.transport.rabbitmq.channel import Parcel
 from bus.transport.rabbitmq.link import Link
+from tests.broker.fixtures import Shared
 from tests.hostile.fields import array, long, string, table, whole
 from tests.hostile.forgeries import Bulk
 from tests.hostile.messages import assembled
 
+from .outages import removed
 from .stage import Log, Placed, Shipped, Stage
 
 
@@ -168,21 +170,22 @@ UNSTREAMED: dict[str, Fields] = {
 
 @pytest.mark.parametrize("headers", UNSTREAMED.values(), ids=UNSTREAMED.keys())
 async def test_f1_a_retry_without_a_handler_is_a_letter_whatever_a_stream_cannot_take(
-    rabbitmq: Stage, headers: Fields
+    rabbitmq: Stage, broker: Shared, headers: Fields
 ) -> None:
-    failed: Log[int] = Log()
+    begun: Log[int] = Log()
+    go = asyncio.Event()
     service = Service("wary")
 
-    @service.on("order.placed", retry=fixed(2, 1))
+    @service.on("order.placed", retry=fixed(2, 0.2))
     async def work(message: Message) -> None:
-        failed.append(1)
+        begun.append(1)
+        await go.wait()
         raise ValueError
 
-    async with rabbitmq.hosting(service):
+    async with rabbitmq.hosting(service) as hosted:
         await send(rabbitmq, headers, b"odd")
-        await failed.reaches(1)
-    async with await aio_pika.connect(rabbitmq.settings.url) as connection, connection.channel() as channel:
-        await channel.queue_delete("wary.work")
+        await begun.reaches(1)
+        await removed(rabbitmq, hosted, broker.node, "wary.work", go)
     (letter,) = await rabbitmq.letters("wary")
     assert (letter.message.body, letter.failure.handler) == (b"odd", "work")
 

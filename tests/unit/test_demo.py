@@ -157,8 +157,8 @@ async def test_what_never_comes_is_named_when_patience_ends(capsys: pytest.Captu
 
         return hang if handler.name == "reserve_stock" else process
 
-    assert not await demo.run(shop(hanging), orders(3, Random(1)), pace=0, patience=0.5)
-    assert "after 0.5 s these deliveries had not come: inventory.reserve_stock (4)" in capsys.readouterr().out
+    assert not await demo.run(shop(hanging), orders(3, Random(1)), pace=0, patience=2)
+    assert "after 2 s these deliveries had not come: inventory.reserve_stock (4)" in capsys.readouterr().out
 
 
 async def test_an_order_ends_after_its_last_delivery_even_if_that_was_told_first() -> None:

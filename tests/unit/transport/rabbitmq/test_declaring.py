@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 
@@ -59,3 +60,10 @@ async def test_a_queue_that_cannot_be_declared_keeps_no_other_from_being_declare
         assert await tried.get() == "stuck"
         await transport.declare([subscription("other")])
         stuck.cancel()
+
+
+def test_a_retry_waits_for_as_long_as_its_step_says_and_a_mark_is_kept_for_a_week() -> None:
+    for seconds in (0.05, 1, 86_400):
+        arguments = topology.step_arguments(topology.Names(), "shop", timedelta(seconds=seconds))
+        assert arguments["x-message-ttl"] == seconds * 1_000
+    assert topology.SUSPECTS["x-max-age"] == "7D"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.clock import LONGEST_DELAY
-from bus.transport.rabbitmq.delay import BIT, DUE, LEVELS, UNIT, entrance, headers, parts
+from bus.transport.rabbitmq.delay import BIT, DUE, LEVELS, UNIT, _declare_level, entrance, headers, parts
 from bus.transport.rabbitmq.topology import Names
 
 
@@ -26,6 +27,14 @@ def levels(delay: timedelta) -> list[int]:
 def test_the_bits_sum_to_the_delay_or_less_than_a_unit_more(delay: timedelta) -> None:
     waited = sum(((1 << level) * UNIT for level in levels(delay)), timedelta())
     assert delay <= waited < delay + UNIT
+
+
+async def test_the_queue_of_a_level_holds_a_message_for_as_long_as_its_bit_says() -> None:
+    channel = AsyncMock()
+    for level in range(LEVELS):
+        await _declare_level(channel, NAMES, level, AsyncMock())
+    asked = {call.args[0]: call.kwargs["arguments"]["x-message-ttl"] for call in channel.declare_queue.call_args_list}
+    assert asked == {f"blue.delay.{level}": (1 << level) * UNIT // timedelta(milliseconds=1) for level in range(LEVELS)}
 
 
 def walked(delay: timedelta, due: str) -> tuple[timedelta, int]:

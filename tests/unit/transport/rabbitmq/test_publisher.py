@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pamqp import commands
 from bus import BusUnavailable, Fate, PublishRefused
 from bus.transport.rabbitmq import publisher as publisher_module
 from bus.transport.rabbitmq.address import Address
+from bus.transport.rabbitmq.channel import Batch, Channel, Parcel
 from bus.transport.rabbitmq.publisher import Publisher
 
 from .peer import Linked, Peer, connected, open_channel, parcel, published, publishing
@@ -66,6 +68,29 @@ async def test_p1_a_publish_ends_at_its_deadline_though_one_that_had_longer_is_c
         with pytest.raises(BusUnavailable):
             async with asyncio.timeout(10):
                 await publisher.publish([parcel("late")], loop.time() + 0.05)
+
+
+async def test_p1_a_publish_has_the_publish_timeout_whether_or_not_it_waits_for_a_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with publishing(60) as (publisher, peer, _):
+        loop, send = asyncio.get_running_loop(), publisher._send
+        spans: list[bool] = []
+
+        def note(channel: Channel, parcels: Sequence[Parcel], deadline: float) -> Batch:
+            spans.append(began + 60 <= deadline <= loop.time() + 60)
+            return send(channel, parcels, deadline)
+
+        monkeypatch.setattr(publisher, "_send", note)
+        for tag in (1, 2):
+            began = loop.time()
+            publish = asyncio.ensure_future(publisher.publish([parcel(str(tag))]))
+            if tag == 1:
+                number = await open_channel(peer)
+            await published(peer)
+            peer.send(commands.Basic.Ack(tag), number)
+            await publish
+    assert spans == [True, True]
 
 
 @pytest.mark.parametrize(
