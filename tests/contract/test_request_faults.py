@@ -19,7 +19,7 @@ from tests.broker.proxy import Proxy
 
 from .answering import Asked, Quoted, answering
 from .outages import heal, refuse
-from .stage import WITHIN, Log, Stage, staged
+from .stage import WITHIN, Log, Stage, staged, told
 
 
 class Held:
@@ -86,7 +86,7 @@ async def test_r4_a_request_waits_for_the_connection_within_its_timeout(
 
 
 async def test_r4_a_dead_link_ends_requests_at_their_timeout_and_is_not_believed_for_long(
-    rabbitmq: Stage, proxy: Proxy, vhost_name: str
+    rabbitmq: Stage, proxy: Proxy, vhost_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = Held()
     held.go.set()
@@ -95,6 +95,8 @@ async def test_r4_a_dead_link_ends_requests_at_their_timeout_and_is_not_believed
         proxy.forget()
         with pytest.raises(BusUnavailable, match="sent and not confirmed; it may be handled yet"):
             await far.bus.request(Asked(number=2), Quoted, timeout=0.3)
+        # it is asked, though nobody else wants it, and not waited for until the system gives it up
+        await told(caplog, "event=connection lost", "no answer within")
         async with asyncio.timeout(WITHIN):
             while 3 not in held.begun:
                 with suppress(BusUnavailable):
