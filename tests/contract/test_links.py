@@ -81,7 +81,7 @@ async def test_l2_a_restarted_broker_is_consumed_from_again(own_broker: Node) ->
 
     async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage, stage.hosting(service):
         await stage.bus.publish(Placed(number=1))
-        await asyncio.sleep(1.2)
+        await asyncio.to_thread(own_broker.keep)
         await asyncio.to_thread(own_broker.stop)
         await asyncio.to_thread(own_broker.start)
         await stage.bus.publish(Placed(number=2))
