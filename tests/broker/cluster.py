@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from .node import Node
 
 DRAINS: Final = 3
 """How often a drain that fails is tried."""
+CUTS: Final = 3
+"""How often a node is cut off until the others go on."""
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 NODES: Final = ("rabbit@rabbitmq", "rabbit@rabbitmq2", "rabbit@rabbitmq3")
 """The names that the nodes have in deploy/cluster.conf."""
@@ -78,6 +81,24 @@ class Cluster:
 
     def cut_off(self, node: Node) -> None:
         """Part a node from the others, as a network does: neither side reaches the other. Clients reach both."""
+        for left in reversed(range(CUTS)):
+            self._cut(node)
+            if not left or self._others_go_on(node):
+                return
+            self.heal(node)
+            self.start()
+
+    def _others_go_on(self, node: Node) -> bool:
+        """Tell whether the others run on after a node was cut off; one that pauses does so within two seconds."""
+        others = [other for other in self.nodes if other is not node]
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            if any(other.ctl("eval", "rabbit:is_running().").strip() != "true" for other in others):
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _cut(self, node: Node) -> None:
         others = ",".join(f"'{other.erlang_name}'" for other in self.nodes if other is not node)
         # without the others' cookie it is refused by them, and they by it. Both are left within microseconds: one that
         # still sees it has the other take this for a partial partition, and pause until the cluster is whole again

@@ -113,6 +113,10 @@ class Node:
             os.kill(pid, signal.SIGKILL)
             _wait_for_end(pid)
 
+    def keep(self) -> None:
+        """Have the queues outlive a kill that were just declared: what they are called is written once in a while."""
+        self.ctl("eval", "[dets:sync(T) || T <- dets:all()].")
+
     def freeze(self) -> None:
         """Stop the process without ending it; the kernel still takes connections for it."""
         self._signal(signal.SIGSTOP)

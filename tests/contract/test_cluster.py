@@ -29,8 +29,6 @@ MORE = 50
 """Messages that are published and handled after each change: what is stuck shows in any number."""
 WITHIN = 45.0
 """Seconds to wait for what three nodes do, of which one has just died."""
-OLD_ENOUGH = 1.5
-"""Seconds: a quorum queue that is younger does not survive the kill of its node."""
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +135,7 @@ async def test_l2_a_node_that_is_cut_off_costs_nothing_that_was_confirmed_and_is
 
 async def test_l2_nodes_that_are_killed_under_load_cost_nothing_that_was_confirmed(cluster: Cluster) -> None:
     async with Load.on(cluster, "killed") as load:
-        await asyncio.sleep(OLD_ENOUGH)
+        await asyncio.to_thread(cluster.each, Node.keep)
         first = await connected(cluster)
         other = next(node for node in cluster.nodes if node is not first)
         await asyncio.to_thread(first.kill)
@@ -166,7 +164,7 @@ async def test_f7_letters_outlive_the_leader_of_their_stream_while_they_are_writ
     async with opened(cluster.url()) as stage, stage.hosting(service):
         await stage.bus.publish(*(Placed(number=number) for number in range(20)))
         await stage.letters("picky", 20, WITHIN)
-        await asyncio.sleep(OLD_ENOUGH)
+        await asyncio.to_thread(cluster.each, Node.keep)
         leader = await asyncio.to_thread(cluster.leader, "lettered.picky.dead", cluster.nodes[0])
         monkeypatch.setattr(transport, "in_any_order", tuple)
         async with opened(cluster.url(first=leader)) as operator, asyncio.timeout(120):
@@ -195,7 +193,7 @@ async def test_p6_a_delay_is_taken_while_any_one_node_is_gone(cluster: Cluster) 
     async with opened as stage, stage.hosting(service):
         await stage.bus.publish(Placed(number=0), delay=0.1)
         await handled.reaches(1, WITHIN)
-        await asyncio.sleep(OLD_ENOUGH)
+        await asyncio.to_thread(cluster.each, Node.keep)
         for node in cluster.nodes:
             await asyncio.to_thread(node.kill)
             await stage.bus.publish(Placed(number=1), delay=0.1)

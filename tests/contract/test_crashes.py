@@ -61,7 +61,7 @@ async def test_kill_9_of_the_broker_loses_nothing(own_broker: Node) -> None:
         asyncio.TaskGroup() as tasks,
     ):
         await stage.bus.publish(Placed(number=0))
-        await asyncio.sleep(1.2)  # a quorum queue that is younger than this does not survive its node
+        await asyncio.to_thread(own_broker.keep)
 
         async def publish() -> None:
             for number in range(1, MANY):

@@ -77,10 +77,17 @@ async def test_l2_nothing_is_lost_or_stuck_wherever_in_their_life_connections_ar
                 for number in sent:
                     tasks.create_task(stage.bus.publish(Placed(number=number)))
             await results.holds(lambda seen, sent=sent: set(sent) <= set(seen), f"what was sent at {cut}")  # type: ignore[misc]
+        proxy.cut_after(0, connections=0)
+        proxy.drop()
+        last, *whole = (next(numbers) for _ in range(9))
+        for sent in ([last], whole):
+            await stage.bus.publish(*(Placed(number=number) for number in sent))
+            await results.holds(lambda seen, sent=sent: set(sent) <= set(seen), "what nothing cuts off")  # type: ignore[misc]
         async with asyncio.timeout(20):
             while await direct.ready("steady.work") or await direct.ready("steady.collect"):
                 await asyncio.sleep(0.1)
     assert len(begun) <= len(set(begun)) + COPIES * len(swept)
+    assert sorted(number for number in begun if number in whole) == whole
 
 
 COPIES = 8

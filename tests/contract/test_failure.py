@@ -264,7 +264,7 @@ async def test_f1_a_retry_outlives_the_broker(own_broker: Node, caplog: pytest.L
             raise ValueError
 
     async with staged("rabbitmq", own_broker.url(), publish_timeout=60) as stage, stage.hosting(service):
-        await asyncio.sleep(1.2)  # a quorum queue that is younger than this does not survive its node
+        await asyncio.to_thread(own_broker.keep)
         await stage.bus.publish(Placed())
         await told(caplog, "event=retry")
         await asyncio.to_thread(own_broker.kill)

@@ -155,7 +155,7 @@ async def test_p2_through_an_alarm_and_a_restart_of_the_broker(own_broker: Node)
         staged("rabbitmq", url, publish_timeout=0.5) as hasty,
     ):
         await patient.declare(keeping())
-        await asyncio.sleep(1.2)  # a quorum queue that is younger than this does not survive its node
+        await asyncio.to_thread(own_broker.keep)
         process = await talkative(url, 20, 20)
         assert process.stdout is not None
         told = (await process.stdout.read()).decode().splitlines()

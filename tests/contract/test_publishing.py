@@ -69,7 +69,7 @@ async def test_p1_what_was_published_survives_the_death_of_the_broker(own_broker
     log: Log[Message] = Log()
     async with staged("rabbitmq", own_broker.url(), publish_timeout=30) as stage:
         await stage.declare(listening(log))
-        await asyncio.sleep(1.2)  # a quorum queue that is younger than this does not survive its node
+        await asyncio.to_thread(own_broker.keep)
         sent = [id for number in range(100) for id in await stage.bus.publish(Placed(number=number))]
         await asyncio.to_thread(own_broker.kill)
         await asyncio.to_thread(own_broker.start)

@@ -162,7 +162,7 @@ async def test_s3_a_broker_that_restarts_in_the_midst_of_it_changes_nothing(own_
             await stage.bus.publish(Placed(number=1))
             await log.reaches(1)
             await user.change("second")
-            await asyncio.sleep(1.2)  # a quorum queue that is younger than this may not survive its node
+            await asyncio.to_thread(own_broker.keep)
             await asyncio.to_thread(own_broker.ctl, "stop_app")
             await asyncio.to_thread(own_broker.ctl, "start_app")
             await until(lambda: seen(logs, "broker refuses") == BOTH, "the refusals")
