@@ -174,10 +174,11 @@ async def test_l2_a_queue_that_is_deleted_again_and_again_costs_no_channel_each_
         await log.reaches(1)
         await deleted_and_there_again()
         once = await channels()
-        for _ in range(3):
+        for _ in range(4):
             await deleted_and_there_again()
         async with asyncio.timeout(WITHIN):
-            while await channels() > once:
+            # another may be opened or closed meanwhile; one each time would be four
+            while await channels() >= once + 3:
                 await asyncio.sleep(0.05)
 
 
