@@ -8,7 +8,7 @@ import pickle
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,11 +127,11 @@ async def proxy(broker: Shared) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def _told(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[None]:
+def _told(request: pytest.FixtureRequest) -> Iterator[None]:
     """Say in the report that a test had a broker: `scripts/ran.py` counts these."""
     yield
     if not BROKERS.isdisjoint(request.fixturenames):
-        record_property("broker", "RabbitMQ")
+        request.node.user_properties.append(("broker", "RabbitMQ"))
 
 
 @contextmanager
