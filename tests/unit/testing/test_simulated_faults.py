@@ -65,6 +65,11 @@ async def one(bus: Tester) -> None:
     await bus.settled()
 
 
+async def answered(bus: Tester) -> None:
+    await one(bus)
+    assert {event.number for event in bus.published(Told)} == {1}
+
+
 async def fails(bus: Tester) -> None:
     await one(bus)
     pytest.fail("the price is wrong")
@@ -219,10 +224,6 @@ def test_a_crash_and_a_stop_come_while_a_worker_starts_again() -> None:
 
         return Tester(service)
 
-    async def answered(bus: Tester) -> None:
-        await one(bus)
-        assert {event.number for event in bus.published(Told)} == {1}
-
     for kind in ("crash", "stop"):
         cut_off = 0
         for at in range(2, 20):
@@ -359,10 +360,6 @@ def test_a_resource_that_fails_as_a_worker_comes_again_is_tried_again() -> None:
             return Told(number=asked.number)
 
         return Tester(service)
-
-    async def answered(bus: Tester) -> None:
-        await one(bus)
-        assert {event.number for event in bus.published(Told)} == {1}
 
     steps = _run(build, answered, 0, ()).counts["step"]
     stories = []
