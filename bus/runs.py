@@ -37,7 +37,9 @@ class Runs:
     def __init__(self) -> None:
         self._running: dict[Run, asyncio.Event | None] = {}
         self._unsettled: dict[Run, tuple[Outcome, float]] = {}
-        self._away = False
+        """And until when each is kept."""
+        self._due = 0.0
+        """When the next of these, or of what is held, is over."""
         self._held: dict[Run, float] = {}
         """Until when what its transport holds does not come again."""
 
@@ -47,10 +49,8 @@ class Runs:
 
     def begin(self, key: Run | None) -> Run | None:
         """Note that a run begins, and return its key."""
-        if self._away:
-            self._reached()
-        elif self._unsettled:
-            self._forget()
+        if self._unsettled and (now := asyncio.get_running_loop().time()) >= self._due:
+            self._reached(now)
         if key is not None:
             self._running.setdefault(key, None)
         return key
@@ -61,7 +61,7 @@ class Runs:
             return
         self._unsettled.pop(key, None)
         if unsettled is not None:
-            self._unsettled[key], self._away = (unsettled, inf), True
+            self._unsettled[key], self._due = (unsettled, inf), 0.0
             if len(self._unsettled) > self.MOST:
                 del self._unsettled[next(iter(self._unsettled))]
         if (waited_for := self._running.pop(key, None)) is not None:
@@ -69,16 +69,16 @@ class Runs:
         if held:
             self._held[key] = asyncio.get_running_loop().time() + held
 
-    def _reached(self) -> None:
-        # what runs has come since: the connection is there again, and so is what was lost with it, by and by
-        now = asyncio.get_running_loop().time()
+    def _reached(self, now: float) -> None:
+        # what runs has come since: the connection is there again, and so is what was lost with it, by and by; and what
+        # came not again by its time is forgotten, for its queue had the time and the room to send it
         self._held = {key: until for key, until in self._held.items() if until > now}
-        self._away = bool(self._held)
         self._unsettled = {
             key: (outcome, until if key in self._held else min(until, now + self.KEPT))
             for key, (outcome, until) in self._unsettled.items()
             if until > now
         }
+        self._due = min((*self._held.values(), *(until for _, until in self._unsettled.values())), default=inf)
 
     async def over(self, delivery: Delivery) -> None:
         """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""
@@ -96,12 +96,6 @@ class Runs:
         while key in self._running:
             await self._changed(key)
         return self._unsettled.get(key, (None,))[0]
-
-    def _forget(self) -> None:
-        """Forget what came not again. Something else began since, so its queue had the time and the room to send it."""
-        now = asyncio.get_running_loop().time()
-        while self._unsettled and self._unsettled[oldest := next(iter(self._unsettled))][1] <= now:
-            del self._unsettled[oldest]
 
     async def _changed(self, key: Run) -> None:
         event = self._running[key]
