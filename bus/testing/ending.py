@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from ..service import Service
 from ..transport.memory import MemoryTransport
-from ..worker import first_leaf
+from ..worker import Worker, first_leaf
 
 
 CLOSING: Final = 30.0
@@ -47,6 +48,15 @@ def kept_by(busy: Sequence[str]) -> str:
     if not busy:
         return f"{told}: a resource does not close, or a task of it or of a handler {SWALLOWS}"
     return "\n  ".join([f"{told}: the handler {SWALLOWS}; let it pass, or raise it again", *busy])
+
+
+def never_open(worker: Worker, services: Sequence[Service]) -> str:
+    """Return in words what keeps a worker from its beginning."""
+    closed = [each.name for each in services if not any(h.subscription_name in worker.consumers for h in each.handlers)]
+    return (
+        f"{', '.join(closed)} cannot begin: a resource or the store waits, as it opens, for what does not come, and "
+        "nothing is left that could happen; give a fake of it by Tester(…, resources={…})"
+    )
 
 
 def left_by(tasks: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from ..transport import Delivery
 from ..transport.memory import MemoryTransport
 from ..worker import Worker
 from . import asked
-from .ending import CLOSING, ended, holds, kept_by, left_by, raised_by
+from .ending import CLOSING, ended, holds, kept_by, left_by, never_open, raised_by
 from .generation import Generation, generations, in_a_worker
 from .ran import Run, told_of
 from .virtual_time import VirtualTime
@@ -297,14 +297,22 @@ class Tester(Bus):
             provided=self.resources,
             random=self._random,
         )
-        started = asyncio.Event()
+        started, stands = asyncio.Event(), False
+
+        def never() -> None:
+            nonlocal stands
+            stands = True
+            started.set()
+
         self._generation = Generation(self._at_step)
         # one owner enters and leaves the worker's task groups: a fixture's set-up and tear-down are other tasks
         self._owner = self._generation.start(self.worker.run(self._stop, started.set))
         self._owner.add_done_callback(lambda _: started.set())
         self._owner.add_done_callback(lambda _: self._news.set())
-        with self._working_on():
+        with self._working_on(), self._time.watched(never):
             await started.wait()
+        if stands:
+            raise NotSettled(never_open(self.worker, self.services))
         self._require_owner()
         await self._available()
 

@@ -31,6 +31,8 @@ UNEVEN: Final = (5**0.5 - 1) / 2
 """What a tick differs by from the one before: by even ticks two timers may meet, and rounding choose between them."""
 BREATH: Final = 0.01
 """Seconds of real time between two looks while something outside the loop may still wake it."""
+SILENCE = 5.0
+"""Seconds of real time in which a thread that was there before may still wake the loop, where nothing else can."""
 SPIN: Final = 10_000
 """Turns of the loop in a row that take no time, though each of them finds work: then time passes all the same."""
 SPUN: Final = 0.001
@@ -62,6 +64,7 @@ class VirtualTime:
         self._loop: Any = loop
         self._busy = busy
         self._askers: list[_Asker] = []
+        self._watchers: list[Callable[[], None]] = []
         self._now = 0.0
         self._part = 0.0
         self._jobs = 0
@@ -128,6 +131,16 @@ class VirtualTime:
         finally:
             self._askers.remove(asker)
 
+    @contextmanager
+    def watched(self, stands: Callable[[], None]) -> Iterator[None]:
+        """Call `stands` when nothing is left that could happen while nobody lets time jump, once."""
+        self._watchers.append(stands)
+        try:
+            yield
+        finally:
+            if stands in self._watchers:
+                self._watchers.remove(stands)
+
     def why(self) -> str:
         """Return why the clock stands, in words."""
         if self._busy() and (outside := self.outside()):
@@ -171,6 +184,8 @@ class VirtualTime:
         self.turned()
         if not self._askers:
             self._spun = 0
+            if timeout is None and self._watchers and self.outside() is None:
+                return self._really(select, SILENCE) or self._tell()
             return self._really(select, timeout) if timeout is None or timeout > 0 else select(0)
         self._late = time.monotonic() > min(asker.deadline for asker in self._askers)
         if self._late:
@@ -198,6 +213,11 @@ class VirtualTime:
             return self._really(select, BREATH) if self.outside() else select(0)
         self._now += timeout
         self._loop.skipped += timeout
+        return []
+
+    def _tell(self) -> list[Any]:
+        while self._watchers:
+            self._watchers.pop()()
         return []
 
     def _working(self, select: Callable[[float | None], list[Any]], until: float) -> list[Any]:

@@ -1,14 +1,15 @@
-"""How a Tester ends: as a worker does, in bounded time, and with all that it started."""
+"""How a Tester begins and ends: as a worker does, in bounded time, and with all that it started."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
 
 from bus import Event, Service
-from bus.testing import NotSettled, SimulationFailed, Tester, simulate
+from bus.testing import NotSettled, SimulationFailed, Tester, simulate, virtual_time
 
 
 class Placed(Event, type="order.placed"):
@@ -98,3 +99,42 @@ async def test_a_tester_that_is_given_up_as_it_starts_leaves_nothing_running() -
             pytest.fail("its resource was to take longer")
     assert asyncio.all_tasks() == before
     assert log == []
+
+
+def waiting_for(there: asyncio.Event) -> Service:
+    service = Service("billing")
+
+    @service.resource
+    async def pool() -> AsyncIterator[Pool]:
+        await there.wait()
+        yield Pool()
+
+    @service.on(Placed)
+    async def bill(placed: Placed, pool: Pool) -> None: ...
+
+    return service
+
+
+async def test_a_resource_that_never_opens_is_told_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_time, "SILENCE", 0.01)
+    before = asyncio.all_tasks()
+    with pytest.raises(NotSettled, match=r"^billing cannot begin: a resource .* waits, as it opens"):
+        async with Tester(pooled([]), waiting_for(asyncio.Event())):
+            pytest.fail("it has no pool")
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_resource_that_a_thread_opens_is_waited_for() -> None:
+    there, loop = asyncio.Event(), asyncio.get_running_loop()
+    thread = threading.Timer(0.1, loop.call_soon_threadsafe, [there.set])
+    thread.start()
+    async with Tester(waiting_for(there)) as bus:
+        await one(bus)
+        assert len(bus.handled(next(iter(bus.services[0].handlers)).function)) == 1
+    thread.join()
+
+
+def test_a_simulation_whose_resource_never_opens_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_time, "SILENCE", 0.01)
+    with pytest.raises(SimulationFailed, match=r"NotSettled: billing cannot begin"):
+        simulate(lambda: Tester(waiting_for(asyncio.Event())), one, seeds=range(2))
