@@ -92,6 +92,19 @@ def described(error: BaseException) -> str:
     return f"{type_name(error)}: {text_of(error)}"
 
 
+def first_leaf(error: BaseException) -> BaseException:
+    """Return the first exception that is no group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def notes(error: BaseException) -> list[str]:
+    """Return what was noted with an exception, and with the first of a group: which resource was opened, say."""
+    found = [*getattr(error, "__notes__", ()), *getattr(first_leaf(error), "__notes__", ())]
+    return [str(note) for note in dict.fromkeys(found)]
+
+
 def traceback_of(error: BaseException) -> str:
     """Return the formatted traceback, capped to its end."""
     try:

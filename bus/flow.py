@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 
@@ -58,9 +58,9 @@ class Flow:
         if self._held.pop(why, None) is not None:
             self.tell()
 
-    def end(self) -> None:
-        """Forget every hold: the worker has ended, and what would have happened later never does."""
-        for why in list(self._held):
+    def end(self, but: Collection[str] = ()) -> None:
+        """Forget every hold `but` these: who held it has ended, and what would have happened later never does."""
+        for why in [each for each in self._held if each not in but]:
             self.release(why)
 
     async def changed(self) -> None:

@@ -120,7 +120,8 @@ class Health:
         if (refused := self.worker.refused.get(name)) is not None:
             return {"state": "not consuming", "why": refused} | counts
         if consumer is None:
-            return {"state": "not consuming", "why": "the worker starts, or waits for the broker"} | counts
+            why = "it starts, waits for the broker, or closes what failed"
+            return {"state": "not consuming", "why": why} | counts
         if MOVING in flow.held:
             return {"state": "moving", "why": "its queue is moved to other arguments"} | counts
         if not consumer.consuming:

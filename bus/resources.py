@@ -7,7 +7,7 @@ last; one per delivery sees the handler's exception, so that a database session 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -109,11 +109,16 @@ def _circles(known: Mapping[Key, Resource], given: set[Key], service: str) -> li
 
 
 class Resources:
-    """The open resources of one service in one worker. `provided` replaces declared ones, as tests do."""
+    """The open resources of one service in one worker. `provided` replaces declared ones, as tests do.
 
-    def __init__(self, declared: Iterable[Resource], provided: Mapping[Key, Any]) -> None:
+    `closes` is told, in words, which of those that live as long as the worker begins to close.
+    """
+
+    def __init__(
+        self, declared: Iterable[Resource], provided: Mapping[Key, Any], closes: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._declared = {resource.key: resource for resource in declared if resource.key not in provided}
-        self._scopes = {key: asynccontextmanager(_once(resource)) for key, resource in self._declared.items()}
+        self._scopes = {key: asynccontextmanager(_once(resource, closes)) for key, resource in self._declared.items()}
         self._open: dict[Key, Any] = dict(provided)
 
     @asynccontextmanager
@@ -161,27 +166,28 @@ class Resources:
             needs[name] = scope[key]
         try:
             into[resource.key] = await stack.enter_async_context(self._scopes[resource.key](**needs))
-        except Exception as error:
+        except BaseException as error:
             error.add_note(f"while {called(resource.key)} was opened by {where(resource.function)}")
             raise
 
 
-def _once(resource: Resource) -> Callable[..., AsyncIterator[Any]]:
-    return lambda **needs: _Once(resource, needs)
+def _once(resource: Resource, closes: Callable[[str], None]) -> Callable[..., AsyncIterator[Any]]:
+    return lambda **needs: _Once(resource, needs, closes)
 
 
 class _Once(AsyncGenerator[Any, None]):
     """What a resource's function made; it is told by its place where it does not yield exactly once."""
 
-    def __init__(self, resource: Resource, needs: Mapping[str, Any]) -> None:
+    def __init__(self, resource: Resource, needs: Mapping[str, Any], closes: Callable[[str], None]) -> None:
         self._resource = resource
+        self._closes = closes
         self._generator = resource.function(**needs)
         self._yielded = False
 
     async def asend(self, value: None) -> Any:
         """Go on to the yield, or from there to the end."""
         try:
-            given = await self._generator.asend(value)
+            given = await (self._ended(self._generator.asend(value)) if self._yielded else self._generator.asend(value))
         except StopAsyncIteration:
             if self._yielded:
                 raise
@@ -194,13 +200,26 @@ class _Once(AsyncGenerator[Any, None]):
 
     async def athrow(self, *raised: Any) -> Any:
         """Go on to the end with what was raised at the yield."""
-        await self._generator.athrow(*raised)
+        await self._ended(self._generator.athrow(*raised), *raised)
         await self._generator.aclose()
         raise self._wrong("yielded a second time, when an exception was raised at the first")
 
     async def aclose(self) -> None:
         """End it at the yield."""
         await self._generator.aclose()
+
+    async def _ended(self, closing: Awaitable[Any], *raised: Any) -> Any:
+        """Go on to the end; of one that lives as long as the worker it is told that it closes, and what that raises."""
+        if self._resource.per == "delivery":
+            return await closing
+        key, place = called(self._resource.key), where(self._resource.function)
+        self._closes(f"{key}, which {place} opened,")
+        try:
+            return await closing
+        except BaseException as error:
+            if not isinstance(error, StopAsyncIteration) and all(error is not each for each in raised):
+                error.add_note(f"while {key} was closed by {place}")
+            raise
 
     def _wrong(self, how: str) -> ConfigurationError:
         key, place = called(self._resource.key), where(self._resource.function)

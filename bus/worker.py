@@ -6,18 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any, Final
 
 import anyio
 
 from .delivery import Runtime, build
+from .draining import ENDS_WITHIN
 from .errors import AccessRefused, ConfigurationError, TopologyMismatch
 from .event import Events
-from .failure import described, worker_name
+from .failure import described, first_leaf, notes, worker_name
 from .flow import Flow
+from .hosting import Host
 from .logs import logger
-from .opening import Opened, opened
+from .opening import Opened
 from .ordered import OrderedSubscriber
 from .ordering import keyed
 from .pace import Pace, fitted
@@ -25,6 +28,7 @@ from .resources import Key
 from .runs import Runs
 from .service import Handler, Middleware, Service, store_of
 from .settings import Settings
+from .stopping import until
 from .store import OpenStore
 from .subscriber import Gate, Subscriber, Turn, prefetch
 from .topology import MOVING_HELD
@@ -33,6 +37,8 @@ from .transport import Consumer, Subscription, Transport
 
 PAUSED: Final = "paused"
 MOVING: Final = "moving"
+LONGEST_STOP: Final = 3 * ENDS_WITHIN
+"""Seconds that a stop takes after the grace, at most: handlers end, resources close, and end if they do not close."""
 
 
 class Worker:
@@ -42,9 +48,10 @@ class Worker:
     services' own; `log` is the outermost, and sees outcomes that are settled. `random` decides the jitter of policies.
 
     By the name of a handler's subscription, `flows` tells how much each takes, `consumers` who takes it, and `refused`
-    why nobody does. By the name of a service, `unavailable` is what opening its resources raised, until they are open.
-    `stores` are those that it has open: who lets it die without a goodbye closes them. `stubborn` is called where a
-    handler does not end though it was cancelled, seconds after the grace: `run` waits for it all the same.
+    why nobody does. By the name of a service, `unavailable` is what its resources raised, until they are open again;
+    `waits` is called whenever there is more of it. `unclosed` is what did not close in time, in words, since `run`.
+    `stubborn` is called where a handler or a resource does not end though it was cancelled, seconds after the grace:
+    `run` waits for it all the same.
     """
 
     def __init__(
@@ -76,9 +83,13 @@ class Worker:
         self.consumers: dict[str, Consumer] = {}
         self.refused: dict[str, str] = {}
         self.unavailable: dict[str, Exception] = {}
-        self.stores: list[AbstractAsyncContextManager[OpenStore]] = []
+        self.unclosed: list[str] = []
+        self.waits: Callable[[], None] = lambda: None
         self.stubborn: Callable[[], None] = lambda: None
         self._unclosed: list[Exception] = []
+        self._stores: dict[str, AbstractAsyncContextManager[OpenStore]] = {}
+        self._hosted: set[str] = set()
+        self._until: float | None = None
 
     def pause(self, name: str) -> None:
         """Let a service, or one handler (`inventory.reserve_stock`), begin nothing in this worker until `resume`.
@@ -104,6 +115,11 @@ class Worker:
         raise ConfigurationError(f"this worker hosts no service or handler {name!r}; there are {known}")
 
     @property
+    def stores(self) -> list[AbstractAsyncContextManager[OpenStore]]:
+        """The stores that it has open: who lets it die without a goodbye closes them."""
+        return list(self._stores.values())
+
+    @property
     def consuming(self) -> int:
         """How many handlers take deliveries, or will as soon as they are connected: all but those that were refused."""
         return len(self.flows) - len(self.refused)
@@ -116,14 +132,16 @@ class Worker:
         raised, what closing one raised, and AccessRefused where the broker refuses the login. Cancel it to stop at
         once: nothing is lost.
         """
+        self.unclosed.clear()
         async with AsyncExitStack() as stack:
             stack.callback(self._ended)
             subscriptions = [h.subscription(self._events) for service in self._services for h in service.handlers]
-            async with _until(stop):
+            async with until(stop):
                 await self._transport.declare(subscriptions)
             if stop.is_set():
                 return
-            async with self._noting(subscriptions, started) as consuming, asyncio.TaskGroup() as tasks:
+            async with self._noting(subscriptions, started, stop) as consuming, asyncio.TaskGroup() as tasks:
+                self._hosted = {service.name for service in self._services}
                 for service in self._services:
                     tasks.create_task(self._host(service, stop, consuming), name=service.name)
             if self._unclosed:
@@ -131,9 +149,9 @@ class Worker:
 
     @asynccontextmanager
     async def _noting(
-        self, subscriptions: Sequence[Subscription], started: Callable[[], None]
+        self, subscriptions: Sequence[Subscription], started: Callable[[], None], stop: asyncio.Event
     ) -> AsyncIterator[Countdown]:
-        """Note what was declared beside the consuming, once that has begun, for as long as it lasts."""
+        """Note what was declared beside the consuming, once that has begun, for as long as it lasts; bound its stop."""
         begun = asyncio.Event()
 
         def all_consume() -> None:
@@ -150,6 +168,7 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(note(), name="note the topology")]
             beside += [tasks.create_task(self._stand_aside(each)) for each in subscriptions]
+            beside.append(tasks.create_task(self._overstay(stop)))
             try:
                 awaited = [*(each.name for each in self._services), *(each.name for each in subscriptions)]
                 yield Countdown(awaited, all_consume)
@@ -167,54 +186,78 @@ class Worker:
                 flow.release(MOVING)
 
     def _ended(self) -> None:
-        self.stores.clear()
+        self._stores.clear()
         self.refused.clear()
         self.unavailable.clear()
         self._unclosed.clear()
         self._useless.clear()
+        self._until = None
         for flow in self.flows.values():
             flow.end()
 
     async def _host(self, service: Service, stop: asyncio.Event, consuming: Countdown) -> None:
-        """Open the resources of a service, run its handlers, and close; what closing raises stops nobody else."""
+        """Host a service: what fails of it stops nobody else."""
 
-        def failed(error: Exception, delay: float) -> None:
-            self._unavailable(service, error, delay, consuming)
+        async def consume(there: Opened) -> None:
+            if self.unavailable.pop(service.name, None) is not None:
+                self._logger.info("resources available", service=service.name)
+            if there.scope is not None:
+                self._stores[service.name] = there.scope
+            consuming.cross_out(service.name)
+            await self._consume(service, there, stop, consuming)
 
-        failure: BaseException | None = None
-        there: Opened | None = None
+        host = Host(
+            service,
+            self._provided,
+            self._random,
+            stop,
+            consume=consume,
+            failed=partial(self._unavailable, service, consuming),
+            unclosed=partial(self._not_closed, service),
+            hangs=partial(self._hangs, service),
+            left=self._left,
+        )
         try:
-            async with AsyncExitStack() as stack:
-                async with _until(stop):
-                    opening = opened(service, self._provided, self._random, failed)
-                    there = await stack.enter_async_context(opening)
-                if stop.is_set() or there is None:
-                    return
-                if self.unavailable.pop(service.name, None) is not None:
-                    self._logger.info("resources available", service=service.name)
-                if there.scope is not None:
-                    self.stores.append(there.scope)
-                consuming.cross_out(service.name)
-                try:
-                    await self._consume(service, there, stop, consuming)
-                except BaseException as error:
-                    failure = error
-                    raise
-        except Exception as error:
-            if failure is not None or (there is None and isinstance(error, ConfigurationError)):
-                raise
-            self._unclosed.append(error)
-            self._logger.error("resource not closed", service=service.name, error=described(error))
+            await host.run()
+        finally:
+            self._hosted.discard(service.name)
 
-    def _unavailable(self, service: Service, error: Exception, delay: float, consuming: Countdown) -> None:
+    def _unavailable(self, service: Service, consuming: Countdown, error: Exception, told: str, delay: float) -> None:
         """Note that a service waits for its resources, and say so; it counts as started, for nobody waits for it."""
-        told = "; ".join([f"a resource or the store cannot be opened: {described(error)}", *_notes(error)])
         self._logger.error("service unavailable", service=service.name, error=told, again_in=round(delay, 1))
         self.unavailable[service.name] = error
-        for handler in service.handlers:
-            self.refused[handler.subscription_name] = told
-        for name in (service.name, *(handler.subscription_name for handler in service.handlers)):
+        self._stores.pop(service.name, None)
+        names = [handler.subscription_name for handler in service.handlers]
+        for name in names:
+            self.refused[name] = told
+            self.flows[name].end(but=(PAUSED, MOVING))
+        for name in (service.name, *names):
             consuming.cross_out(name)
+        self.waits()
+
+    def _not_closed(self, service: Service, error: Exception) -> None:
+        self._unclosed.append(error)
+        told = "; ".join([described(first_leaf(error)), *notes(error)])
+        self._logger.error("resource not closed", service=service.name, error=told)
+
+    def _hangs(self, service: Service, what: str, within: float) -> None:
+        self.unclosed.append(f"{service.name}: {what} does not close")
+        told = f"{what} does not close, and is cancelled: bound its wait, or raise BUS_GRACE"
+        self._logger.error("resource does not close", service=service.name, told=told, after=round(within, 1))
+
+    def _left(self) -> float:
+        """Return what is left of the grace."""
+        now = asyncio.get_running_loop().time()
+        return self._settings.grace if self._until is None else self._until - now
+
+    async def _overstay(self, stop: asyncio.Event) -> None:
+        """Watch a stop: what neither ends in time nor lets itself be cancelled is told, and not waited for."""
+        await stop.wait()
+        self._until = asyncio.get_running_loop().time() + self._settings.grace
+        await asyncio.sleep(self._settings.grace + LONGEST_STOP)
+        told = "a resource, the store or a handler swallows CancelledError: let it pass, or raise it again"
+        self._logger.error("worker does not end", services=sorted(self._hosted), told=told)
+        self.stubborn()
 
     async def _consume(self, service: Service, there: Opened, stop: asyncio.Event, consuming: Countdown) -> None:
         slots = asyncio.Semaphore(service.concurrency)
@@ -278,7 +321,7 @@ class Worker:
 
     async def _moved(self, subscription: Subscription, stop: asyncio.Event) -> bool:
         """Wait until a queue with other arguments was moved, and tell whether it was; not where no handler goes on."""
-        async with _until(stop), _until(self._useless):
+        async with until(stop), until(self._useless):
             seen = False
             async for moving in self._transport.topology.moving(subscription):
                 if seen and not moving:
@@ -286,11 +329,6 @@ class Worker:
                     return True
                 seen = True
         return False
-
-
-def _notes(error: Exception) -> list[str]:
-    """Return what was noted with it, such as which resource was opened."""
-    return [str(note) for note in getattr(error, "__notes__", ())]
 
 
 class Countdown:
@@ -308,31 +346,3 @@ class Countdown:
             self._left.remove(name)
             if not self._left:
                 self._done()
-
-
-@asynccontextmanager
-async def _until(stop: asyncio.Event) -> AsyncIterator[None]:
-    """Cancel what is done inside as soon as `stop` is set, and go on behind it; it stays in the caller's task."""
-
-    async def watch(scope: asyncio.Timeout) -> None:
-        await stop.wait()
-        scope.reschedule(asyncio.get_running_loop().time())
-
-    try:
-        async with asyncio.TaskGroup() as tasks, asyncio.timeout(None) as scope:
-            watching = tasks.create_task(watch(scope))
-            try:
-                yield
-            finally:
-                watching.cancel()
-    except BaseExceptionGroup as group:
-        (error,) = group.exceptions
-        if not (isinstance(error, TimeoutError) and scope.expired()):
-            raise error from None
-
-
-def first_leaf(error: BaseException) -> BaseException:
-    """Return the first exception that is no group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 from bus import App, Bus, BusUnavailable, Letter, Message, Settings
 from bus.client import transport as open_transport
+from bus.failure import first_leaf
 from bus.message import Outgoing
 from bus.settings import read
 from bus.transport import Transport
-from bus.worker import first_leaf
 from events.order import OrderPlaced
 
 from .shop.books import close

@@ -15,7 +15,7 @@ LONGEST_FUNCTION = 50
 LAYERS = (
     {"errors", "clock", "topic", "logs", "lots", "places", "forks"},
     {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
-    {"watchdog", "strays"},
+    {"watchdog", "strays", "stopping"},
     {"message"},
     {"outcome", "replies", "topology"},
     {"packing"},
@@ -26,7 +26,7 @@ LAYERS = (
     {"middleware", "failure", "answers", "importing"},
     {"deploys", "idempotency", "calling"},
     {"delivery", "client"},
-    {"subscriber", "lanes", "ordered", "opening"},
+    {"subscriber", "lanes", "ordered", "opening", "hosting"},
     {"worker", "discovery"},
     {"health"},
     {"isolation"},

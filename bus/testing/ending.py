@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from ..failure import first_leaf
 from ..service import Service
 from ..transport.memory import MemoryTransport
-from ..worker import Worker, first_leaf
+from ..worker import Worker
 
 
 CLOSING: Final = 30.0

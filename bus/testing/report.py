@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..worker import first_leaf
+from ..failure import first_leaf
 
 
 MOST_SHOWN: Final = 60

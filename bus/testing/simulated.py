@@ -12,10 +12,9 @@ from typing import Any, Final, TypeAlias, TypeVar
 from ..clock import Seconds
 from ..errors import ConfigurationError
 from ..event import Event
-from ..failure import described
+from ..failure import described, first_leaf
 from ..message import Ids
 from ..service import awaited
-from ..worker import first_leaf
 from .asked import check_inside
 from .ending import raised_by
 from .faults import Course, Fault

@@ -126,6 +126,43 @@ async def test_c1_a_worker_whose_only_service_waits_for_its_resource_can_be_stop
         await hosted.stop()
 
 
+async def test_c1_a_resource_that_fails_in_use_stops_its_own_service_and_is_opened_again(stage: Stage) -> None:
+    fine: Log[int] = Log()
+    done: Log[int] = Log()
+    opened: Log[int] = Log()
+    lost = asyncio.Event()
+    sick = Service("sick")
+
+    async def poll() -> None:
+        await lost.wait()
+        lost.clear()
+        raise ConnectionError("the poller lost its connection")
+
+    @sick.resource
+    async def pool() -> AsyncIterator[Pool]:
+        async with asyncio.TaskGroup() as tasks:
+            polling = tasks.create_task(poll())
+            opened.append(1)
+            yield Pool()
+            polling.cancel()
+
+    @sick.on(Placed)
+    async def work(placed: Placed, pool: Pool) -> None:
+        done.append(placed.number)
+        if placed.number == 1 and len(opened) == 1:
+            lost.set()
+            await asyncio.sleep(60)
+
+    async with stage.hosting(sick, healthy(fine)) as hosted:
+        await stage.bus.publish(Placed(number=1))
+        await neighbours_go_on(stage, fine)
+        await done.reaches(2)
+        await stage.bus.publish(Placed(number=2))
+        await done.reaches(3)
+        assert list(done) == [1, 1, 2]
+        assert hosted.health.ready().status == 200
+
+
 async def test_c1_what_closing_a_resource_raises_lets_the_neighbours_finish(stage: Stage) -> None:
     log: Log[str] = Log()
     closed = asyncio.Event()
