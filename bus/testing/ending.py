@@ -9,25 +9,26 @@ from typing import Final
 from ..failure import first_leaf
 from ..service import Service
 from ..transport.memory import MemoryTransport
-from ..worker import Worker
+from ..worker import LONGEST_STOP, Worker
 
 
 CLOSING: Final = 30.0
-"""Seconds that a worker which was told to end has for it; virtual ones, where nothing real is waited for."""
+"""Seconds that a worker which was cancelled has to end; virtual ones, where nothing real is waited for."""
 SWALLOWS: Final = "swallows CancelledError"
 
 
-async def ended(owner: asyncio.Task[None], *, at_once: bool) -> bool:
-    """Wait for the end of a worker that was told to stop, and cancel it after a while, or `at_once`.
+async def ended(owner: asyncio.Task[None], grace: float, *, at_once: bool) -> bool:
+    """Wait for the end of a worker that was told to stop, and cancel it where it outstays its grace, or `at_once`.
 
     Tell whether it ended.
     """
+    within = grace + 2 * LONGEST_STOP
     if not at_once:
         # as by a stop, so that what stands behind the `yield` of a resource runs too
-        await asyncio.wait([owner], timeout=CLOSING)
+        await asyncio.wait([owner], timeout=within)
     if not owner.done():
         owner.cancel()
-        await asyncio.wait([owner], timeout=CLOSING)
+        await asyncio.wait([owner], timeout=within if at_once else CLOSING)
     return owner.done()
 
 
@@ -49,6 +50,12 @@ def kept_by(busy: Sequence[str]) -> str:
     if not busy:
         return f"{told}: a resource does not close, or a task of it or of a handler {SWALLOWS}"
     return "\n  ".join([f"{told}: the handler {SWALLOWS}; let it pass, or raise it again", *busy])
+
+
+def left_open(unclosed: Sequence[str]) -> str | None:
+    """Return in words what a worker that ended did not close."""
+    told = "within the grace: it was cancelled. Bound its wait, or give the test more by Tester(…, settings=…)"
+    return "\n".join(f"{each} {told}" for each in unclosed) or None
 
 
 def never_open(worker: Worker, services: Sequence[Service]) -> str:

@@ -178,6 +178,9 @@ class Simulated(Tester):
                 raise next(iter(self.worker.unavailable.values()))
             await asyncio.sleep(1)
 
+    def _require_resources(self) -> None:
+        """Wait for what fails in use, as any worker does."""
+
     def _step(self) -> asyncio.Future[None] | None:
         """Let happen what is due before this step of the worker; return what the step waits for."""
         if not self._armed:

@@ -15,7 +15,7 @@ from ..clock import Seconds, span
 from ..discovery import named
 from ..errors import ConfigurationError, TidegateError
 from ..event import Event, decode
-from ..failure import described
+from ..failure import described, first_leaf
 from ..idempotency import Unit
 from ..message import Message, Outgoing
 from ..middleware.logging import logging
@@ -27,7 +27,7 @@ from ..transport import Delivery
 from ..transport.memory import MemoryTransport
 from ..worker import Worker
 from . import asked
-from .ending import CLOSING, ended, holds, kept_by, left_by, never_open, raised_by
+from .ending import CLOSING, ended, holds, kept_by, left_by, left_open, never_open, raised_by
 from .generation import Generation, generations, in_a_worker
 from .ran import Run, told_of
 from .virtual_time import VirtualTime
@@ -136,7 +136,9 @@ class Tester(Bus):
             if self._owner is not None and self._generation is not None:
                 at_once = bool(self._at_work) or self._generation.abandoned or holds(self.transport)
                 with self._working_on():
-                    if not await ended(self._owner, at_once=at_once):
+                    if await ended(self._owner, self.settings.grace, at_once=at_once):
+                        stuck = left_open(self.worker.unclosed)
+                    else:
                         self._generation.abandon()
                         stuck = kept_by(self._busy())
             # the last of them may have crashed, with no other started yet
@@ -176,6 +178,7 @@ class Tester(Bus):
             # what lost its delivery runs on all the same
             while (left := self._left()) or self._at_work:
                 self._require_owner()
+                self._require_resources()
                 if self._stands or len(self._runs) > most:
                     raise NotSettled(self._not_settled(left, too_many=len(self._runs) > most))
                 self._news.clear()
@@ -204,6 +207,7 @@ class Tester(Bus):
                     raise NotSettled("\n  ".join(told))
                 self._news.clear()
                 await self._news.wait()
+        self._require_resources()
 
     async def crash(self) -> None:
         """Let the worker die without a goodbye, and start another: what was unsettled comes again.
@@ -297,6 +301,7 @@ class Tester(Bus):
             provided=self.resources,
             random=self._random,
         )
+        self.worker.waits = self._news.set
         started, stands = asyncio.Event(), False
 
         def never() -> None:
@@ -374,7 +379,9 @@ class Tester(Bus):
         for name, flow in self.worker.flows.items():
             queue, what = self.transport.queues[name], f"ready for {name}"
             left.pop(what, None)
-            if queue.ready and queue.consumers and (flow.waits or not flow.stopped):
+            # whose resources failed is refused too, until they are there again
+            refused = name in self.worker.refused and name.partition(".")[0] not in self.worker.unavailable
+            if queue.ready and not refused and (flow.waits or not flow.stopped):
                 left[what] = len(queue.ready)
         return left
 
@@ -382,6 +389,11 @@ class Tester(Bus):
         owner = self._owner
         if owner is not None and owner.done() and not owner.cancelled() and (error := owner.exception()) is not None:
             self._told = True
+            raise first_leaf(error)
+
+    def _require_resources(self) -> None:
+        """Raise what a resource raised in use: a worker tries again, but a test that waits for its service is told."""
+        for error in self.worker.unavailable.values():
             raise error
 
     def _clock_stands(self) -> None:
