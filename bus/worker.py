@@ -51,7 +51,7 @@ class Worker:
     why nobody does. By the name of a service, `unavailable` is what its resources raised, until they are open again;
     `waits` is called whenever there is more of it. `unclosed` is what did not close in time, in words, since `run`.
     `stubborn` is called where a handler or a resource does not end though it was cancelled, seconds after the grace:
-    `run` waits for it all the same.
+    `run` waits for it all the same. `overdue` tells of a resource that does not, and calls it.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Worker:
         self.unclosed: list[str] = []
         self.waits: Callable[[], None] = lambda: None
         self.stubborn: Callable[[], None] = lambda: None
+        self.overdue: Callable[[], None] = self._leave
         self._unclosed: list[Exception] = []
         self._stores: dict[str, AbstractAsyncContextManager[OpenStore]] = {}
         self._hosted: set[str] = set()
@@ -255,6 +256,9 @@ class Worker:
         await stop.wait()
         self._until = asyncio.get_running_loop().time() + self._settings.grace
         await asyncio.sleep(self._settings.grace + LONGEST_STOP)
+        self.overdue()
+
+    def _leave(self) -> None:
         told = "a resource, the store or a handler swallows CancelledError: let it pass, or raise it again"
         self._logger.error("worker does not end", services=sorted(self._hosted), told=told)
         self.stubborn()

@@ -137,7 +137,7 @@ class Tester(Bus):
                 at_once = bool(self._at_work) or self._generation.abandoned or holds(self.transport)
                 with self._working_on():
                     if await ended(self._owner, self.settings.grace, at_once=at_once):
-                        stuck = left_open(self.worker.unclosed)
+                        stuck = self._left_open()
                     else:
                         self._generation.abandon()
                         stuck = kept_by(self._busy())
@@ -302,6 +302,8 @@ class Tester(Bus):
             random=self._random,
         )
         self.worker.waits = self._news.set
+        # it is told as the Tester ends
+        self.worker.overdue = lambda: None
         started, stands = asyncio.Event(), False
 
         def never() -> None:
@@ -390,6 +392,10 @@ class Tester(Bus):
         if owner is not None and owner.done() and not owner.cancelled() and (error := owner.exception()) is not None:
             self._told = True
             raise first_leaf(error)
+
+    def _left_open(self) -> str | None:
+        """Return in words what the worker did not close in time."""
+        return left_open(self.worker.unclosed)
 
     def _require_resources(self) -> None:
         """Raise what a resource raised in use: a worker tries again, but a test that waits for its service is told."""

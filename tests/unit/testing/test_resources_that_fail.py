@@ -10,7 +10,9 @@ import pytest
 
 from bus import ConfigurationError, Event, Service, Settings
 from bus.hosting import ResourceError
-from bus.testing import NotSettled, Tester, simulate
+from bus.testing import NotSettled, SimulationFailed, Tester, simulate
+from bus.testing.faults import Fault
+from bus.testing.simulation import _run
 
 
 class Placed(Event, type="order.placed"):
@@ -150,6 +152,31 @@ def test_a_simulation_goes_on_as_a_service_comes_again() -> None:
         assert bus.handled(handler.function)
 
     simulate(build, scenario, seeds=range(10))
+
+
+def test_a_simulation_takes_no_step_that_is_slow_for_a_resource_that_does_not_close() -> None:
+    async def pool() -> AsyncIterator[Pool]:
+        yield Pool()
+        for _ in range(5):
+            await asyncio.sleep(1)
+
+    async def stopping(bus: Tester) -> None:
+        # the worker stops beside the end of the scenario, in the middle of a step
+        await bus.publish(Placed())
+        await bus.advance(2)
+
+    for at in range(1, 60):
+        faults = (Fault("stop", 10, 1), Fault("slow", at, 80))
+        assert _run(lambda: Tester(shop(pool)), stopping, at, faults).error is None
+
+
+def test_a_simulation_tells_of_a_resource_that_never_closes() -> None:
+    async def pool() -> AsyncIterator[Pool]:
+        yield Pool()
+        await asyncio.Event().wait()
+
+    with pytest.raises(SimulationFailed, match=r"NotSettled: shop: Pool, which .* does not close within the grace"):
+        simulate(lambda: Tester(shop(pool)), one, seeds=range(2))
 
 
 @pytest.mark.parametrize("late", [31.0, None])
