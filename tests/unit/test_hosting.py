@@ -327,7 +327,10 @@ async def test_what_swallows_its_cancellation_as_it_closes_is_told_and_left(
     async with stage.hosting(two.sick, two.fine, grace=0.01) as hosted:
         await two.goes_on(stage, hosted)
         hosted.worker.stubborn = go.set
-        await hosted.stop()
+        try:
+            await hosted.stop()
+        finally:
+            go.set()
     assert "event=worker does not end services=['sick']" in caplog.text
 
 
