@@ -91,7 +91,8 @@ def _threaded(handler: Handler, threads: anyio.CapacityLimiter) -> Any:
         try:
             returned = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=threads)
         except asyncio.CancelledError:
-            if begun:
+            # otherwise it is the function's own, as of a loop that it had
+            if begun and (task := asyncio.current_task()) and task.cancelling():
                 told = "a plain function cannot be cut off: it is left where it is, and its message comes again"
                 logger().warning("handler left running", handler=handler.subscription_name, told=told)
             raise
