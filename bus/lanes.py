@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -88,7 +88,7 @@ class Lane:
 
     __slots__ = ("key", "running", "taken", "timer", "waiting")
 
-    def __init__(self, key: str | None) -> None:
+    def __init__(self, key: Hashable) -> None:
         self.key = key
         self.waiting: deque[Held] = deque()
         self.running: Held | None = None
@@ -110,7 +110,7 @@ class Lanes:
         self._key_of = key_of
         self._window = window
         self._wake = wake
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[Hashable, Lane] = {}
         self._live: OrderedDict[Held, None] = OrderedDict()
         self._known: OrderedDict[tuple[str, str], Progress] = OrderedDict()
         self._taken = 0
@@ -189,7 +189,7 @@ class Lanes:
             if held.lane.timer is not None:
                 held.lane.timer.cancel()
 
-    def _lane(self, key: str | None) -> Lane:
+    def _lane(self, key: Hashable) -> Lane:
         lane = self._lanes.get(key) if key is not None else None
         if lane is None:
             lane = Lane(key)
@@ -256,7 +256,7 @@ class Lanes:
             "handler pauses: all that it may hold waits for a retry",
             handler=self._name,
             held=len(self._live),
-            oldest_key=oldest.lane.key,
+            oldest_key=None if oldest.lane.key is None else str(oldest.lane.key),
             next_try=round(max(oldest.due - self._loop.time(), 0), 1),
         )
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Final
 
 from .draining import drain
@@ -22,6 +23,8 @@ TAKEN_BACK: Final = 28 * 60.0
 """Seconds after which a message must be settled or on its way back: after 30 minutes the broker takes it by itself."""
 OLDEST: Final = 20 * 60.0
 """Seconds that a message is held at most before everything is given back, and taken anew."""
+SELDOM: Final = 5 * 60.0
+"""Seconds in which a breaker gives everything back once: each time is a delivery more, of 1,000 that there may be."""
 READ_AT_ONCE: Final = 16
 
 
@@ -48,7 +51,7 @@ class OrderedSubscriber:
         self.handler = handler
         self._name = handler.subscription_name
         self.unsettled = handler.ordered_window
-        self.limit = handler.flow.most(self.unsettled)
+        self.limit = 0 if handler.flow.stopped else self.unsettled
         self._gate = gate
         self._process = process
         self._tasks = min(2 * at_once, self.unsettled)
@@ -66,6 +69,7 @@ class OrderedSubscriber:
         self._oldest = min(OLDEST, TAKEN_BACK - handler.timeout)
         self._timer: asyncio.TimerHandle | None = None
         self._aged = asyncio.Event()
+        self._gave_way = -inf
         self._loop = asyncio.get_running_loop()
 
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
@@ -99,7 +103,7 @@ class OrderedSubscriber:
         """Carry every change of the handler's flow to the broker, when nothing runs."""
         flow = self.handler.flow
         while True:
-            if flow.most(self.unsettled) != self.limit:
+            if self._wanted() != self.limit:
                 async with self._stand_still():
                     await self._take_anew(consumer)
             else:
@@ -115,9 +119,22 @@ class OrderedSubscriber:
                 await self._take_anew(consumer)
 
     async def _take_anew(self, consumer: Consumer) -> None:
-        self.limit = self.handler.flow.most(self.unsettled)
+        self.limit = self._wanted()
+        if not self.limit and self.handler.flow.waits:
+            self._gave_way = self._loop.time()
         await consumer.limit(self.limit)
         self._lanes.sweep()
+
+    def _wanted(self) -> int:
+        """Return how many may be unsettled at the broker: all or none, whatever may begin here.
+
+        Who takes fewer than went back before, and gives those back again, puts them behind all the others.
+        """
+        flow = self.handler.flow
+        if not flow.stopped:
+            return self.unsettled
+        # a try that failed is no reason to deliver all anew; a replica may have it now and then
+        return self.limit if flow.waits and self._loop.time() - self._gave_way < SELDOM else 0
 
     def _look(self) -> None:
         """Look how old the oldest is: one timer for all."""

@@ -18,7 +18,7 @@ from .played import Played
 FAILED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def arrived(id: str, key: str | None = "a", **changed: Any) -> Played:
+def arrived(id: str, key: Any = "a", **changed: Any) -> Played:
     """Return a delivery; its key is its correlation id."""
     return Played(id=id, correlation_id=key, **changed)
 

@@ -287,3 +287,30 @@ async def test_an_open_breaker_keeps_what_failed_in_its_place() -> None:
         assert numbers(bus.handled(work)) == [0, 1, 2]
         assert bus.dead_letters() == []
     assert seen == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (2, 1)]
+
+
+async def test_a_breaker_gives_all_back_as_it_opens_and_but_seldom_while_its_tries_fail() -> None:
+    tries: list[int] = []
+    times: list[int] = []
+    service = Service("yard", middleware=[breaker(failures=2, within=60, cool_down=5)])
+
+    @service.on(Moved, ordered_by="parcel", retry=fixed(1_000, 1))
+    async def work(moved: Moved, context: Context) -> None:
+        tries.append(moved.number)
+        raise ConnectionError
+
+    def counting(handler: Handler, process: Process) -> Process:
+        async def counted(delivery: Delivery) -> Outcome:
+            times.append(delivery.redelivered)
+            return await process(delivery)
+
+        return counted
+
+    async with Tester(service, middleware=[counting]) as bus:
+        await bus.publish(*moves(*"aaa"))
+        await bus.advance(3)
+        assert len(bus.transport.queues["yard.work"].ready) == 3
+        await bus.advance(1_000)
+        assert set(tries) == {0}
+        assert len(tries) > 150
+        assert times[-1] == 4  # as it opened, and every five minutes
