@@ -126,6 +126,7 @@ def test_a_command_may_take_the_app_by_its_place_alone(run: Run) -> None:
         (MessageTooLarge("stall.ordered", 9, 8), 2, None),
         (Unroutable("nobody", {"1": Fate.UNROUTABLE}), 1, "nobody (1 unroutable)\n"),
         (PublishRefused("full", {}), 1, "full\n"),
+        (PublishRefused("no mark", {"": Fate.UNKNOWN}), 1, "no mark\n"),
         (BusUnavailable("nobody answers", {}), 3, "nobody answers\n"),
         (LookupError("no letter"), 1, "no letter\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "cannot write: No space left on device\n"),
