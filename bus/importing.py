@@ -37,9 +37,9 @@ def imported(name: str, setting: str) -> ModuleType:
     except ConfigurationError as error:
         # a mistake of a handler is told with the handler's place already
         raise ConfigurationError(*error.problems, *([] if PLACED.search(str(error)) else _places(error))) from error
-    except TidegateError:
+    except (TidegateError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise ConfigurationError(
                 f"{setting}={name!r}: there is no such package; run the program from the folder that holds it"
@@ -47,7 +47,7 @@ def imported(name: str, setting: str) -> ModuleType:
         raise ConfigurationError(_told(name, setting, error)) from error
 
 
-def _told(name: str, setting: str, error: Exception) -> str:
+def _told(name: str, setting: str, error: BaseException) -> str:
     told, *more = [line for line in described(error).splitlines() if line.strip()]
     return "\n".join(
         [
@@ -59,7 +59,7 @@ def _told(name: str, setting: str, error: Exception) -> str:
     )
 
 
-def _places(error: Exception) -> list[str]:
+def _places(error: BaseException) -> list[str]:
     """Return the user's lines of code that led to an error, the innermost last."""
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(MACHINERY)]
     own = [frame for frame in frames if not frame.filename.startswith((*INSTALLED, *PYTHONS))]

@@ -12,6 +12,7 @@ import typer
 from ..app import App
 from ..errors import ConfigurationError
 from ..outcome import Letter, Reason
+from ..settings import check_name
 from ..topic import matches_any
 from ..transport import DeadLetters, Subscription
 from . import acting, editing, moving
@@ -173,18 +174,20 @@ def export(
     moving.export(app, file, choice(ids, service, handler, type, reason, older_than))
 
 
-def import_letters(app: App, file: FileArgument) -> int:
+def import_letters(file: FileArgument) -> int:
     """Keep the letters of a file as open ones, here or on another broker; what is open already is left out."""
-    return moving.restore(app, file)
+    return moving.restore(file)
 
 
-def compact(app: App, service: Annotated[str, typer.Argument(help="The service.")], yes: YesOption = False) -> int:
+def compact(
+    service: Annotated[str, typer.Argument(help="The service; it may be gone from the code.")], yes: YesOption = False
+) -> int:
     """Erase the closed letters of a service for good. It may be cut off at any moment, and run again."""
-    (chosen,) = app.chosen(service)
+    check_name("service", service)
     if not yes and not acting.confirmed(f"erase the closed dead letters of {service} for good?"):
         tell("nothing was erased: compact was not confirmed")
         return FAILED
-    left, erased = asyncio.run(_compact(chosen.name))
+    left, erased = asyncio.run(_compact(service))
     typer.echo(f"compact: {erased} closed letters of {service} are erased, {left} open ones are left")
     return 0
 
