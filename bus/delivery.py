@@ -25,7 +25,7 @@ from .deploys import stale, unreadable
 from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
-from .idempotency import NotCompleted, once, undone, units
+from .idempotency import NotCompleted, left, once, units
 from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Key, Resources
@@ -244,7 +244,7 @@ async def _carry_out(
         held = error.held
         return Release()
     finally:
-        runs.end(key, None if isinstance(lost, Ack) and undone(delivery) else lost, held)
+        runs.end(key, left(delivery, lost), held)
     return outcome
 
 

@@ -19,7 +19,7 @@ from . import acting, editing, moving
 from . import letters as screen
 from .binding import bound
 from .broker import dead_letters
-from .choice import Choice, choice, matching, one
+from .choice import Choice, choice, matching, one, require_type
 from .errors import FAILED, tell
 from .span import rate as seconds_apart
 
@@ -33,7 +33,11 @@ ReasonOption = Annotated[
     str | None, typer.Option("--reason", help=f"With this reason only: {', '.join(get_args(Reason))}.")
 ]
 OlderOption = Annotated[
-    str | None, typer.Option("--older-than", help="That last failed longer ago than this, such as 30m, 2h or 7d.")
+    str | None,
+    typer.Option(
+        "--older-than",
+        help="That last failed longer ago than this, such as 30m, 2h or 7d; none whose time is not known.",
+    ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one array of objects.")]
@@ -121,11 +125,13 @@ def replay(
     target = None if to is None else _subscription(app, to)
 
     async def send(dead: DeadLetters, letter: Letter) -> None:
-        if target is not None and target.patterns and not matches_any(target.patterns, letter.message.type):
+        own, type = f"{letter.service}.{letter.handler}", letter.message.type
+        if type and target is not None and target.patterns and not matches_any(target.patterns, type):
             wanted = ", ".join(target.patterns)
-            raise LookupError(f"{target.name} does not handle {letter.message.type!r}; it handles {wanted}")
-        own = target is None or target.name == f"{letter.service}.{letter.handler}"
-        await dead.replay(letter, to=None if own or target is None else target.name)
+            raise LookupError(f"{target.name} does not handle {type!r}; it handles {wanted}")
+        place = own if target is None else target.name
+        require_type(app, letter, place)
+        await dead.replay(letter, to=None if place == own else place)
 
     return asyncio.run(acting.act(app, chosen, "replay", send, yes=yes, pause=pause))
 

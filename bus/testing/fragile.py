@@ -213,10 +213,10 @@ class FragileDelivery(MemoryDelivery):
         match outcome:
             case Ack():
                 if outcome.publish:
-                    self._require()
-                    await self._fragile.store(outcome.publish)
+                    if outcome.complete is None:
+                        self._require()
+                    await self._stored(outcome.publish)
                 if outcome.complete is not None:
-                    self._require()
                     await outcome.complete()
                     await asyncio.sleep(0)
                 outcome = Ack(reply=outcome.reply)
@@ -227,6 +227,17 @@ class FragileDelivery(MemoryDelivery):
                 outcome = Ack()
         await super().settle(outcome)
         await asyncio.sleep(0)
+
+    async def _stored(self, events: Sequence[Outgoing]) -> None:
+        """Store what was published with it; what cannot be stored is tried again for as long as it is not lost."""
+        while True:
+            try:
+                await self._fragile.publish(events)
+            except BusUnavailable:
+                self._require()
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     def _require(self) -> None:
         if self.lost:
