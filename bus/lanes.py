@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -122,6 +122,10 @@ class Lanes:
     def oldest(self) -> Held | None:
         """What is held for longest and can still be settled."""
         return next(iter(self._live), None)
+
+    def held(self) -> Iterable[Held]:
+        """Return what is held and can still be settled, and what was lost and nobody has let go of yet."""
+        return self._live
 
     def put(self, delivery: Delivery) -> None:
         """Take a delivery, in the order in which they arrived, into the lane of its key."""

@@ -12,6 +12,7 @@ from typing import Final
 from .draining import drain
 from .lanes import Held, Lane, Lanes
 from .ordering import KeyOf
+from .runs import Runs
 from .service import Handler, Process
 from .strays import Ending, outlived
 from .subscriber import Gate, Turn
@@ -45,6 +46,7 @@ class OrderedSubscriber:
         at_once: int,
         key_of: KeyOf,
         turn: Turn,
+        runs: Runs,
         grace: float,
         stubborn: Callable[[], None],
     ) -> None:
@@ -59,6 +61,7 @@ class OrderedSubscriber:
         self._grace = grace
         self._stubborn = stubborn
         self._lanes = Lanes(handler.subscription_name, key_of, self.unsettled, self._wake_one)
+        runs.here = self._lanes.held
         self._idle: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._standing = False

@@ -155,8 +155,10 @@ class Subscriber:
         self._stubborn = stubborn
         self._busy: set[asyncio.Task[None]] = set()
         self._left_over: set[asyncio.Task[None]] = set()
+        self._again: dict[asyncio.Task[None], Delivery] = {}
         self._waits: set[asyncio.Timeout] = set()
         self._idle = 0
+        runs.here = self._again.values
 
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
         """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
@@ -217,6 +219,7 @@ class Subscriber:
                     await self._run(delivery, consumer, stop, task)
                 finally:
                     self._idle += 1
+                    self._again.pop(task, None)
                 # a full buffer never suspends, and neither may a handler: the loop has others to serve
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -227,6 +230,8 @@ class Subscriber:
         """Run a delivery; a suspect beside no other suspect of the process, while what is none goes on."""
         alone = delivery.suspect
         fresh = not (alone or delivery.redelivered or delivery.lost)
+        if delivery.redelivered:
+            self._again[task] = delivery
         at_once = fresh and self._may_begin() and await self._gate.take_now()
         if not at_once and not await self._waited(self._right(delivery, consumer), delivery):
             return

@@ -246,7 +246,7 @@ class Worker:
             known = handler.known(self._events) if handler.events else None
             key_of = keyed(known, handler.ordered_by, self._settings.max_message_bytes)
             at_once, grace = handler.concurrency or service.concurrency, self._settings.grace
-            return OrderedSubscriber(handler, gate, process, at_once, key_of, self._turn, grace, self.stubborn)
+            return OrderedSubscriber(handler, gate, process, at_once, key_of, self._turn, runs, grace, self.stubborn)
         unsettled = prefetch(service, handler)
         if handler.rate is not None:
             process = fitted(handler.rate, handler.flow, unsettled, process)

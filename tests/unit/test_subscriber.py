@@ -42,6 +42,10 @@ def suspect(number: int = 0) -> Handed:
     return made
 
 
+def body(number: int) -> bytes:
+    return b'{"number": %d}' % number
+
+
 class Kept(Handed):
     """A delivery that cannot be settled, and does not go back either for as long."""
 
@@ -88,7 +92,7 @@ def subscriber(
     handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots, None, pace), Runs()
     process = build(handler, runtime, gate, runs, (), logging())
     if handler.ordered_by is not None:
-        return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, turn, 0.1, lambda: None)
+        return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, turn, runs, 0.1, lambda: None)
     return Subscriber(handler, gate, process, 8, turn, runs, 0.1, lambda: None)
 
 
@@ -358,3 +362,34 @@ async def test_what_does_not_begin_after_all_costs_no_pace(ordered: bool, why: s
             turn.give()
             await until(lambda: began)
             assert not pace.free()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_what_a_run_came_to_is_known_for_as_long_as_its_message_waits_here(
+    ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, began, go, loop = Service("a"), list[int](), dict[int, asyncio.Event](), asyncio.get_running_loop()
+    options = {"ordered_by": "number"} if ordered else {}
+
+    @service.on(Placed, **options)
+    async def work(placed: Placed) -> None:
+        began.append(placed.number)
+        await go.setdefault(placed.number, asyncio.Event()).wait()
+
+    async with consuming(service, asyncio.Semaphore(1), Turn()) as consumer:
+        lost, again = Handed(body(0), id="0"), Handed(body(0), id="0", redelivered=1)
+        others = [Handed(body(number), id=str(number)) for number in (1, 2)]
+        consumer.given.put_nowait(lost)
+        await until(lambda: began)
+        for each in (*others, again):
+            consumer.given.put_nowait(each)
+        await until(consumer.given.empty)
+        lost.lost = True
+        go[0].set()
+        await until(lambda: began == [0, 1])
+        monkeypatch.setattr(loop, "time", lambda time=loop.time: time() + 2 * Runs.KEPT)
+        go[1].set()
+        await until(lambda: began == [0, 1, 2])
+        go[2].set()
+        await until(lambda: again.settled)
+    assert began == [0, 1, 2]
