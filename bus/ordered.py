@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from math import inf
 from typing import Final
 
@@ -15,7 +15,7 @@ from .ordering import KeyOf
 from .runs import Runs
 from .service import Handler, Process
 from .strays import Ending, outlived
-from .subscriber import Gate, Turn
+from .subscriber import Gate
 from .transport import Consumer
 from .watchdog import HANDLING
 
@@ -34,8 +34,8 @@ class OrderedSubscriber:
 
     Nothing is ever given back singly, as it would lose its place: all goes back together, when nothing runs. That
     happens when the handler's flow changes, when the oldest was held for too long, and in the end by leaving the
-    consumer. `turn` is the right to run a suspect; here it also runs alone in its handler, as those behind the first
-    are judged late, and it must not take their blame.
+    consumer. A suspect runs alone in its handler too, as those behind the first are judged late, and it must not take
+    their blame.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class OrderedSubscriber:
         process: Process,
         at_once: int,
         key_of: KeyOf,
-        turn: Turn,
         runs: Runs,
         grace: float,
         stubborn: Callable[[], None],
@@ -57,7 +56,7 @@ class OrderedSubscriber:
         self._gate = gate
         self._process = process
         self._tasks = min(2 * at_once, self.unsettled)
-        self._turn = turn
+        self._turn = gate.turn
         self._grace = grace
         self._stubborn = stubborn
         self._lanes = Lanes(handler.subscription_name, key_of, self.unsettled, self._wake_one)
@@ -107,7 +106,8 @@ class OrderedSubscriber:
         flow = self.handler.flow
         while True:
             if self._wanted() != self.limit:
-                async with self._stand_still():
+                with ExitStack() as still:
+                    await self._stand_still(still)
                     await self._take_anew(consumer)
             else:
                 self._wake_all()
@@ -118,7 +118,8 @@ class OrderedSubscriber:
         while True:
             await self._aged.wait()
             self._aged.clear()
-            async with self._stand_still():
+            with ExitStack() as still:
+                await self._stand_still(still)
                 await self._take_anew(consumer)
 
     async def _take_anew(self, consumer: Consumer) -> None:
@@ -183,27 +184,27 @@ class OrderedSubscriber:
         return (alone or not self._standing) and (most == self.unsettled or self._lanes.running < most)
 
     async def _run_alone(self, lane: Lane, task: asyncio.Task[None]) -> None:
-        """Run a suspect beside no other of its handler, nor beside a suspect of another.
+        """Run a suspect beside no other of its handler, nor beside a suspect of another, until its run is over.
 
         Of those that wait for their turn one at a time has a slot, and only while what runs beside it ends.
         """
-        async with self._alone:
+        with ExitStack() as alone:
+            await self._alone.acquire()
+            alone.callback(self._alone.release)
             while True:
                 await self._turn.given()
                 await self._gate.reserve()
                 held: Held | None = None
+                still = alone.enter_context(ExitStack())
                 try:
-                    async with self._stand_still():
-                        if not (self._gate.due() and self._turn.take_now()):
-                            continue
-                        try:
-                            if (held := self._begin(lane, task, alone=True)) is not None:
-                                await self._run_held(held)
-                            return
-                        finally:
-                            self._turn.give()
+                    await self._stand_still(still)
+                    if self._gate.due() and self._turn.take_now(alone.close):
+                        if (held := self._begin(lane, task, alone=True)) is not None:
+                            await self._run_held(held)
+                        return
                 finally:
                     if held is None:
+                        still.close()
                         self._gate.give()
 
     async def _run(self, lane: Lane, task: asyncio.Task[None]) -> None:
@@ -233,23 +234,23 @@ class OrderedSubscriber:
             if not self._lanes.running:
                 self._still.set()
 
-    @asynccontextmanager
-    async def _stand_still(self) -> AsyncIterator[None]:
-        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held."""
-        async with self._exclusive:
-            self._standing = True
-            try:
-                try:
-                    async with asyncio.timeout(TAKEN_BACK - self._oldest):
-                        while self._lanes.running:
-                            self._still.clear()
-                            await self._still.wait()
-                except TimeoutError:
-                    pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
-                yield
-            finally:
-                self._standing = False
-                self._wake_all()
+    async def _stand_still(self, still: ExitStack) -> None:
+        """Let nothing begin until `still` is left; wait until nothing runs, no longer than the oldest may be held."""
+        await self._exclusive.acquire()
+        still.callback(self._go_on)
+        self._standing = True
+        try:
+            async with asyncio.timeout(TAKEN_BACK - self._oldest):
+                while self._lanes.running:
+                    self._still.clear()
+                    await self._still.wait()
+        except TimeoutError:
+            pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
+
+    def _go_on(self) -> None:
+        self._standing = False
+        self._exclusive.release()
+        self._wake_all()
 
     def _wake_one(self) -> None:
         while self._waiting:

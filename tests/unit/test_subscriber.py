@@ -54,6 +54,20 @@ class Kept(Handed):
         raise DeliveryLost("held")
 
 
+class Refused(Handed):
+    """A delivery that is settled as soon as the broker takes what its outcome publishes."""
+
+    def __init__(self, *args: Any, **changed: Any) -> None:
+        super().__init__(*args, **changed)
+        self.suspect = True
+        self.settles, self.taken = asyncio.Event(), asyncio.Event()
+
+    async def settle(self, outcome: Outcome) -> None:
+        self.settles.set()
+        await self.taken.wait()
+        await super().settle(outcome)
+
+
 class Consumer:
     """Hands out what it is given, and notes who asks it for more."""
 
@@ -89,11 +103,11 @@ def subscriber(
         source="/test/shop",
         threads=anyio.CapacityLimiter(4),
     )
-    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots, None, pace), Runs()
+    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots, turn, None, pace), Runs()
     process = build(handler, runtime, gate, runs, (), logging())
     if handler.ordered_by is not None:
-        return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, turn, runs, 0.1, lambda: None)
-    return Subscriber(handler, gate, process, 8, turn, runs, 0.1, lambda: None)
+        return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, runs, 0.1, lambda: None)
+    return Subscriber(handler, gate, process, 8, runs, 0.1, lambda: None)
 
 
 @asynccontextmanager
@@ -254,6 +268,58 @@ async def test_a_suspect_that_is_held_after_its_run_lets_its_neighbours_through(
         consumer.given.put_nowait(held)
         await until(lambda: consumer.limits == [8])
         assert not turn.taken
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_suspect_whose_run_is_over_holds_up_nobody_while_it_is_settled(
+    ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.subscriber.SETTLES_WITHIN", 0.01)
+    a, b, began, turn = Service("a"), Service("b"), list[str](), Turn()
+    options = {"ordered_by": "number"} if ordered else {}
+
+    @a.on(Placed, **options)
+    async def work(placed: Placed) -> None:
+        began.append(f"a {placed.number}")
+
+    @b.on(Placed)
+    async def other(placed: Placed) -> None:
+        began.append("b")
+
+    slots = asyncio.Semaphore(4)
+    async with consuming(a, slots, turn) as first, consuming(b, asyncio.Semaphore(1), turn) as second:
+        held, next_of_its_key = Refused(id="0", redelivered=2), Handed(body(1), id="0")
+        first.given.put_nowait(held)
+        await held.settles.wait()
+        second.given.put_nowait(suspect())
+        await until(lambda: began == ["a 0", "b"])
+        if ordered:
+            first.given.put_nowait(next_of_its_key)
+        else:
+            await until(lambda: first.limits == [8])  # it came alone, and nothing else would
+        neighbour = Handed(body(2), id="2")
+        first.given.put_nowait(neighbour)
+        await until(lambda: neighbour.settled)
+        assert began == ["a 0", "b", "a 2"]
+        held.taken.set()
+        await until(lambda: next_of_its_key.settled if ordered else held.settled)
+    assert slots._value == 4
+    assert not turn.taken
+
+
+async def test_a_suspect_that_is_settled_at_once_leaves_the_next_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bus.subscriber.SETTLES_WITHIN", 0.001)
+    service, turn = Service("a"), Turn()
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None: ...
+
+    async with consuming(service, asyncio.Semaphore(4), turn) as consumer:
+        settled = suspect()
+        consumer.given.put_nowait(settled)
+        await until(lambda: settled.settled)
+        await asyncio.sleep(0.01)
+        assert not consumer.limits
 
 
 async def test_a_suspect_that_is_held_after_the_stop_takes_nothing_more() -> None:
