@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from math import inf
 from typing import Final
 
@@ -54,6 +54,7 @@ class OrderedSubscriber:
         self.unsettled = handler.ordered_window
         self.limit = 0 if handler.flow.stopped else self.unsettled
         self._gate = gate
+        gate.over = self._over
         self._process = process
         self._tasks = min(2 * at_once, self.unsettled)
         self._turn = gate.turn
@@ -64,6 +65,7 @@ class OrderedSubscriber:
         self._idle: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._standing = False
+        self._running: set[asyncio.Task[None] | None] = set()
         self._still = asyncio.Event()
         self._exclusive = asyncio.Lock()
         self._alone = asyncio.Lock()
@@ -106,8 +108,7 @@ class OrderedSubscriber:
         flow = self.handler.flow
         while True:
             if self._wanted() != self.limit:
-                with ExitStack() as still:
-                    await self._stand_still(still)
+                async with self._stand_still():
                     await self._take_anew(consumer)
             else:
                 self._wake_all()
@@ -118,8 +119,7 @@ class OrderedSubscriber:
         while True:
             await self._aged.wait()
             self._aged.clear()
-            with ExitStack() as still:
-                await self._stand_still(still)
+            async with self._stand_still():
                 await self._take_anew(consumer)
 
     async def _take_anew(self, consumer: Consumer) -> None:
@@ -195,16 +195,15 @@ class OrderedSubscriber:
                 await self._turn.given()
                 await self._gate.reserve()
                 held: Held | None = None
-                still = alone.enter_context(ExitStack())
                 try:
-                    await self._stand_still(still)
-                    if self._gate.due() and self._turn.take_now(alone.close):
-                        if (held := self._begin(lane, task, alone=True)) is not None:
-                            await self._run_held(held)
-                        return
+                    async with self._stand_still(settled=False) as still:
+                        alone.callback(still.close)
+                        if self._gate.due() and self._turn.take_now(alone.close):
+                            if (held := self._begin(lane, task, alone=True)) is not None:
+                                await self._run_held(held)
+                            return
                 finally:
                     if held is None:
-                        still.close()
                         self._gate.give()
 
     async def _run(self, lane: Lane, task: asyncio.Task[None]) -> None:
@@ -223,6 +222,7 @@ class OrderedSubscriber:
             return None
         if (held := self._lanes.begin(lane)) is not None:
             self._gate.begin()
+            self._running.add(task)
             self._idle.discard(task)
         return held
 
@@ -234,18 +234,29 @@ class OrderedSubscriber:
             if not self._lanes.running:
                 self._still.set()
 
-    async def _stand_still(self, still: ExitStack) -> None:
-        """Let nothing begin until `still` is left; wait until nothing runs, no longer than the oldest may be held."""
-        await self._exclusive.acquire()
-        still.callback(self._go_on)
-        self._standing = True
-        try:
-            async with asyncio.timeout(TAKEN_BACK - self._oldest):
-                while self._lanes.running:
-                    self._still.clear()
-                    await self._still.wait()
-        except TimeoutError:
-            pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
+    @asynccontextmanager
+    async def _stand_still(self, *, settled: bool = True) -> AsyncIterator[ExitStack]:
+        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held.
+
+        For what ran to be `settled` too, or not. What it yields ends it before its time.
+        """
+        with ExitStack() as still:
+            await self._exclusive.acquire()
+            still.callback(self._go_on)
+            self._standing = True
+            try:
+                async with asyncio.timeout(TAKEN_BACK - self._oldest):
+                    while self._lanes.running if settled else self._running:
+                        self._still.clear()
+                        await self._still.wait()
+            except TimeoutError:
+                pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
+            yield still
+
+    def _over(self) -> None:
+        self._running.discard(asyncio.current_task())
+        if not self._running:
+            self._still.set()
 
     def _go_on(self) -> None:
         self._standing = False

@@ -73,6 +73,8 @@ class Gate:
         self, service: asyncio.Semaphore, turn: Turn, own: asyncio.Semaphore | None = None, pace: Pace | None = None
     ) -> None:
         self.turn = turn
+        self.over: Callable[[], None] = _nothing
+        """Called in the task of a run as that is over, or does not begin after all; whoever runs it sets it."""
         self._service = service
         self._own = own
         self._pace = pace
@@ -129,6 +131,7 @@ class Gate:
         if self._own is not None:
             self._own.release()
         self.turn.give()
+        self.over()
 
 
 def prefetch(service: Service, handler: Handler) -> int:

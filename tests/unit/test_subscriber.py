@@ -307,6 +307,33 @@ async def test_a_suspect_whose_run_is_over_holds_up_nobody_while_it_is_settled(
     assert not turn.taken
 
 
+@pytest.mark.parametrize("suspected", [False, True])
+async def test_a_suspect_of_an_ordered_handler_waits_for_what_runs_and_not_for_what_is_settled(suspected: bool) -> None:
+    service, turn, began, go = Service("a"), Turn(), list[int](), asyncio.Event()
+
+    @service.on(Placed, ordered_by="number")
+    async def work(placed: Placed) -> None:
+        began.append(placed.number)
+        await (go.wait() if placed.number == 1 else asyncio.sleep(0))
+
+    async with consuming(service, asyncio.Semaphore(4), turn) as consumer:
+        held, runs = Refused(body(0), id="0", redelivered=2), Handed(body(1), id="1")
+        held.suspect = suspected
+        for each in (held, runs):
+            consumer.given.put_nowait(each)
+            await until(lambda: each.message.id in map(str, began))  # noqa: B023
+        await held.settles.wait()
+        alone = Handed(body(2), redelivered=10, id="2")
+        alone.suspect = True
+        consumer.given.put_nowait(alone)
+        await turns()
+        assert began == [0, 1]
+        go.set()
+        await until(lambda: alone.settled)
+        held.taken.set()
+        await until(lambda: held.settled)
+
+
 async def test_a_suspect_that_is_settled_at_once_leaves_the_next_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bus.subscriber.SETTLES_WITHIN", 0.001)
     service, turn = Service("a"), Turn()
