@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from math import inf
 from typing import Final
 
 from .draining import drain
 from .lanes import Held, Lane, Lanes
 from .ordering import KeyOf
+from .runs import Runs
 from .service import Handler, Process
 from .strays import Ending, outlived
-from .subscriber import Gate, Turn
+from .subscriber import Gate
 from .transport import Consumer
 from .watchdog import HANDLING
 
@@ -33,8 +34,8 @@ class OrderedSubscriber:
 
     Nothing is ever given back singly, as it would lose its place: all goes back together, when nothing runs. That
     happens when the handler's flow changes, when the oldest was held for too long, and in the end by leaving the
-    consumer. `turn` is the right to run a suspect; here it also runs alone in its handler, as those behind the first
-    are judged late, and it must not take their blame.
+    consumer. A suspect runs alone in its handler too, as those behind the first are judged late, and it must not take
+    their blame.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class OrderedSubscriber:
         process: Process,
         at_once: int,
         key_of: KeyOf,
-        turn: Turn,
+        runs: Runs,
         grace: float,
         stubborn: Callable[[], None],
     ) -> None:
@@ -53,15 +54,18 @@ class OrderedSubscriber:
         self.unsettled = handler.ordered_window
         self.limit = 0 if handler.flow.stopped else self.unsettled
         self._gate = gate
+        gate.over = self._over
         self._process = process
         self._tasks = min(2 * at_once, self.unsettled)
-        self._turn = turn
+        self._turn = gate.turn
         self._grace = grace
         self._stubborn = stubborn
         self._lanes = Lanes(handler.subscription_name, key_of, self.unsettled, self._wake_one)
+        runs.here = self._lanes.held
         self._idle: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._standing = False
+        self._running: set[asyncio.Task[None] | None] = set()
         self._still = asyncio.Event()
         self._exclusive = asyncio.Lock()
         self._alone = asyncio.Lock()
@@ -180,25 +184,24 @@ class OrderedSubscriber:
         return (alone or not self._standing) and (most == self.unsettled or self._lanes.running < most)
 
     async def _run_alone(self, lane: Lane, task: asyncio.Task[None]) -> None:
-        """Run a suspect beside no other of its handler, nor beside a suspect of another.
+        """Run a suspect beside no other of its handler, nor beside a suspect of another, until its run is over.
 
         Of those that wait for their turn one at a time has a slot, and only while what runs beside it ends.
         """
-        async with self._alone:
+        with ExitStack() as alone:
+            await self._alone.acquire()
+            alone.callback(self._alone.release)
             while True:
                 await self._turn.given()
                 await self._gate.reserve()
                 held: Held | None = None
                 try:
-                    async with self._stand_still():
-                        if not (self._gate.due() and self._turn.take_now()):
-                            continue
-                        try:
+                    async with self._stand_still(settled=False) as still:
+                        alone.callback(still.close)
+                        if self._gate.due() and self._turn.take_now(alone.close):
                             if (held := self._begin(lane, task, alone=True)) is not None:
                                 await self._run_held(held)
                             return
-                        finally:
-                            self._turn.give()
                 finally:
                     if held is None:
                         self._gate.give()
@@ -219,6 +222,7 @@ class OrderedSubscriber:
             return None
         if (held := self._lanes.begin(lane)) is not None:
             self._gate.begin()
+            self._running.add(task)
             self._idle.discard(task)
         return held
 
@@ -231,22 +235,33 @@ class OrderedSubscriber:
                 self._still.set()
 
     @asynccontextmanager
-    async def _stand_still(self) -> AsyncIterator[None]:
-        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held."""
-        async with self._exclusive:
+    async def _stand_still(self, *, settled: bool = True) -> AsyncIterator[ExitStack]:
+        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held.
+
+        For what ran to be `settled` too, or not. What it yields ends it before its time.
+        """
+        with ExitStack() as still:
+            await self._exclusive.acquire()
+            still.callback(self._go_on)
             self._standing = True
             try:
-                try:
-                    async with asyncio.timeout(TAKEN_BACK - self._oldest):
-                        while self._lanes.running:
-                            self._still.clear()
-                            await self._still.wait()
-                except TimeoutError:
-                    pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
-                yield
-            finally:
-                self._standing = False
-                self._wake_all()
+                async with asyncio.timeout(TAKEN_BACK - self._oldest):
+                    while self._lanes.running if settled else self._running:
+                        self._still.clear()
+                        await self._still.wait()
+            except TimeoutError:
+                pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
+            yield still
+
+    def _over(self) -> None:
+        self._running.discard(asyncio.current_task())
+        if not self._running:
+            self._still.set()
+
+    def _go_on(self) -> None:
+        self._standing = False
+        self._exclusive.release()
+        self._wake_all()
 
     def _wake_one(self) -> None:
         while self._waiting:
