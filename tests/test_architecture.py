@@ -14,7 +14,7 @@ LONGEST_FUNCTION = 50
 
 LAYERS = (
     {"errors", "clock", "topic", "logs", "lots", "places", "forks", "interrupts"},
-    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
+    {"settings", "fields", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
     {"watchdog", "strays"},
     {"message"},
     {"outcome", "replies", "topology"},
