@@ -20,6 +20,15 @@ from .conftest import Bury, Run
 NASTY = "\x1b[2J\r\n[bold]forged[/bold]\x9b"
 
 
+class Paid(Event): ...
+
+
+class Cash(Paid, type="stall.cash"): ...
+
+
+class Card(Paid, type="stall.card"): ...
+
+
 def ids(run: Run, *filters: str) -> list[str]:
     return [letter["id"] for letter in json.loads(run("dead", "list", "--json", *filters).stdout)]
 
@@ -92,11 +101,11 @@ def test_what_the_broker_gave_up_on_has_the_one_type_of_its_handler_or_none_and_
 def test_what_has_no_type_goes_to_a_handler_that_needs_none(
     run: Run, bury: Bury, transport: MemoryTransport, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def either(event: Event) -> None: ...
+    async def either(paid: Paid) -> None: ...
 
     kitchen = app.services[0]
     monkeypatch.setattr(kitchen, "handlers", [*kitchen.handlers])
-    kitchen.on(Event)(either)
+    kitchen.on(Paid)(either)
     monkeypatch.setenv("EDITOR", "true")
     declare(app, transport)
     for place in ("kitchen", "cook"), ("kitchen", "either"), ("till", "audit"):
