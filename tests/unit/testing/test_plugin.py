@@ -167,3 +167,22 @@ class TestApart:
     assert "2 failed" in told, told
     assert "bus.publish(…) comes on another event loop than the one that this Tester is open on" in told, told
     assert "bus.settled() comes on another event loop than the one that this Tester is open on" in told, told
+
+
+def test_a_projects_own_bus_that_is_a_mock_is_left_alone(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+from unittest.mock import MagicMock
+from bus.testing import Tester
+
+@pytest.fixture(params=[None, Tester])
+def bus(request):
+    return MagicMock(spec=request.param)
+
+def test_it(bus):
+    assert 1 == 2
+""",
+        "auto",
+    )
+    assert ("assert 1 == 2" in told, "2 failed" in told) == (True, True), told
