@@ -173,11 +173,12 @@ class Simulated(Tester):
         until = loop.time() + OPENING
         for name, error in self.worker.unavailable.items():
             self._happened.append(f"{name} waits for a resource or its store: {described(error)}")
-        while self.worker.unavailable and not self._ends.is_set():
-            self._require_owner()
-            if loop.time() > until:
-                raise next(iter(self.worker.unavailable.values()))
-            await asyncio.sleep(1)
+        with self._working_on():
+            while self.worker.unavailable and not self._ends.is_set():
+                self._require_owner()
+                if loop.time() > until:
+                    raise next(iter(self.worker.unavailable.values()))
+                await asyncio.sleep(1)
 
     def _step(self) -> asyncio.Future[None] | None:
         """Let happen what is due before this step of the worker; return what the step waits for."""
@@ -248,7 +249,8 @@ class Simulated(Tester):
         while True:
             await self._ends.wait()
             assert self._owner is not None
-            await self._unless_crashed(asyncio.wait([self._owner]))
+            with self._working_on():
+                await self._unless_crashed(asyncio.wait([self._owner]))
             self._armed = False
             await asyncio.sleep(self._down_for)
             self._stop = asyncio.Event()

@@ -215,14 +215,15 @@ class Tester(Bus):
         assert self._generation is not None
         self._generation.abandon()
         self.transport.crash()
-        for store in self.worker.stores:
-            # what the end of its process would do: what is not committed is rolled back, and locks are free
-            await store.__aexit__(None, None, None)
+        self._running.clear()
+        self._at_work = 0
+        with self._working_on():
+            for store in self.worker.stores:
+                # what the end of its process would do: what is not committed is rolled back, and locks are free
+                await store.__aexit__(None, None, None)
         self._gone.append(self._generation)
         for flow in self.worker.flows.values():
             flow.end()
-        self._running.clear()
-        self._at_work = 0
         await self._start()
 
     def pause(self, name: str) -> None:
