@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
 from inspect import isawaitable
 from random import Random
 from typing import Any, Final, TypeAlias, TypeVar
@@ -73,7 +74,6 @@ class Simulated(Tester):
         self._armed = False
         self._came = False
         self._patience = Patience()
-        self._waited = False
         self._unsettled = 0
 
     async def run(self, scenario: Scenario) -> BaseException | None:
@@ -117,7 +117,7 @@ class Simulated(Tester):
                 finally:
                     restarting.cancel()
                     self._armed = False
-                    self._unsettled = 0 if self._waited else self._at_work + sum(self._left().values())
+                    self._unsettled = 0 if self._fragile.waited_for else self._at_work + sum(self._left().values())
         except BaseExceptionGroup as group:
             raised = first_leaf(group)
         return raised
@@ -135,21 +135,27 @@ class Simulated(Tester):
 
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run. Raises as `Tester.settled`."""
-        self._waited = True
-        async with self._patience.trusted():
+        async with self._waiting():
             await super().settled(within=within, deliveries=deliveries)
 
     async def advance(self, by: Seconds, *, within: Seconds = WITHIN) -> None:
         """Let `by` seconds pass. Raises as `Tester.advance`."""
-        self._waited = True
-        async with self._patience.trusted():
+        async with self._waiting():
             await super().advance(by, within=within)
 
     async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
         """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""
-        self._waited = self._waited or not in_a_worker()
-        async with self._patience.trusted():
+        async with self._waiting():
             return await super().request(event, reply, timeout=timeout)
+
+    @asynccontextmanager
+    async def _waiting(self) -> AsyncIterator[None]:
+        """Trust the scenario that waits by the bus, and note that it did, for what it published meanwhile too."""
+        try:
+            async with self._patience.trusted():
+                yield
+        finally:
+            self._fragile.waited_for = self._fragile.waited_for or not in_a_worker()
 
     def _clock_stands(self) -> None:
         super()._clock_stands()

@@ -359,6 +359,17 @@ async def unsettled(bus: Tester) -> None:
     assert bus.dead_letters() == []
 
 
+async def unsettled_in_the_end(bus: Tester) -> None:
+    await bus.settled()
+    await unsettled(bus)
+
+
+async def settled_while_it_publishes(bus: Tester) -> None:
+    await asyncio.gather(bus.settled(), one(bus))
+    await bus.publish(Asked(number=2))
+    await bus.advance(1)
+
+
 async def unheard(bus: Tester) -> None:
     await bus.publish(Told(number=1))
     await bus.settled()
@@ -366,6 +377,10 @@ async def unheard(bus: Tester) -> None:
 
 def no_coroutine(bus: Tester) -> None:
     assert bus.services
+
+
+def test_a_scenario_that_waits_after_its_last_publish_need_not_settle() -> None:
+    simulate(failing, settled_while_it_publishes, seeds=range(3))
 
 
 @pytest.mark.parametrize(
@@ -380,6 +395,7 @@ def no_coroutine(bus: Tester) -> None:
         (lambda: simulate(prices, one, seed="x"), "a seed must be a whole number, not 'x'"),  # type: ignore[arg-type]
         (lambda: simulate(prices, nothing), "published nothing"),
         (lambda: simulate(failing, unsettled), "handlers had work to do.*await bus.settled"),
+        (lambda: simulate(failing, unsettled_in_the_end), "handlers had work to do.*after its last publish"),
         (lambda: simulate(prices, unheard), "nothing that was published has a handler"),
         (lambda: simulate(Tester, one), r"Tester\(\) hosts no service"),
     ],
