@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 from .ending import CLOSING
-from .tester import NotSettled
+from .unsettled import NotSettled
 from .virtual_time import VirtualTime
 
 

@@ -25,7 +25,8 @@ from .generation import in_a_worker
 from .leftovers import end_tasks_left
 from .patience import OutOfPatience, Patience
 from .report import Story
-from .tester import MOST_DELIVERIES, WITHIN, NotSettled, Tester
+from .tester import MOST_DELIVERIES, WITHIN, Tester
+from .unsettled import NotSettled, not_come
 
 
 E = TypeVar("E", bound=Event)
@@ -130,8 +131,8 @@ class Simulated(Tester):
                 await self._patience.while_it_lasts(playing)
         except OutOfPatience as error:
             left = [f"{count} {what}" for what, count in self._left().items()] or ["nothing is left on the bus"]
-            told = "\n  ".join([f"the scenario waits for what does not come: {error}", *left, *self._busy()])
-            raise NotSettled(told).with_traceback(error.__traceback__) from None
+            told = not_come(f"the scenario waits for what does not come: {error}", left, self._running)
+            raise told.with_traceback(error.__traceback__) from None
 
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run. Raises as `Tester.settled`."""
@@ -143,10 +144,10 @@ class Simulated(Tester):
         async with self._waiting():
             await super().advance(by, within=within)
 
-    async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
-        """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""
+    async def request(self, event: Event, reply: type[E], *, timeout: Seconds, within: Seconds = WITHIN) -> E:
+        """Publish an event and return the first event of the class `reply` that it causes, as `Tester.request`."""
         async with self._waiting():
-            return await super().request(event, reply, timeout=timeout)
+            return await super().request(event, reply, timeout=timeout, within=within)
 
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:

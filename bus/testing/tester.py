@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeVar
 from ..client import Bus
 from ..clock import Seconds, span
 from ..discovery import named
-from ..errors import ConfigurationError, TidegateError
+from ..errors import ConfigurationError
 from ..event import Event, decode
 from ..failure import described
 from ..idempotency import Unit
@@ -30,6 +30,7 @@ from . import asked
 from .ending import CLOSING, ended, holds, kept_by, left_by, never_open, raised_by
 from .generation import Generation, generations, in_a_worker
 from .ran import Run, told_of
+from .unsettled import NotSettled, busiest, busy, not_come
 from .virtual_time import VirtualTime
 
 
@@ -37,10 +38,6 @@ E = TypeVar("E", bound=Event)
 
 MOST_DELIVERIES: Final = 10_000
 WITHIN: Final = 5.0
-
-
-class NotSettled(TidegateError, AssertionError):
-    """The bus did not settle, or its worker did not end: the message says what is left, in which handlers, and why."""
 
 
 class Tester(Bus):
@@ -138,7 +135,7 @@ class Tester(Bus):
                 with self._working_on():
                     if not await ended(self._owner, at_once=at_once):
                         self._generation.abandon()
-                        stuck = kept_by(self._busy())
+                        stuck = kept_by(busy(self._running))
             # the last of them may have crashed, with no other started yet
             for generation in (*self._gone, self._generation):
                 if generation is not None and (left := await generation.dispose(CLOSING)):
@@ -146,15 +143,25 @@ class Tester(Bus):
         await self.transport.aclose()
         return stuck
 
-    async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
+    async def request(self, event: Event, reply: type[E], *, timeout: Seconds, within: Seconds = WITHIN) -> E:
         """Publish an event and return the first event of the class `reply` that it causes; time jumps meanwhile.
 
-        As `Bus.request`: a RequestTimeout comes without a wait.
+        As `Bus.request`: a RequestTimeout comes without a wait. Raises NotSettled after `within` real seconds: it names
+        the handlers that are busy, and why the clock stands.
         """
         self._check("request(…)")
-        # a handler's own request lets no time jump: who tests the handler does, and nothing is left of a crashed one
-        with nullcontext() if in_a_worker() else self._time.jumping():
+        if in_a_worker():
+            # a handler's own lets no time jump: who tests the handler does, and nothing is left of a crashed one
             return await super().request(event, reply, timeout=timeout)
+        try:
+            async with asyncio.timeout(None) as scope:
+                with self._time.jumping(within=span(within).total_seconds(), late=lambda: scope.reschedule(0)):
+                    return await super().request(event, reply, timeout=timeout)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            what = f"request({type(event).__name__}) has not come to its end:"
+            raise not_come(what, [self._time.why()], self._running) from None
 
     def _check(self, call: str) -> None:
         asked.check_inside(call, self._outside)
@@ -176,8 +183,11 @@ class Tester(Bus):
             # what lost its delivery runs on all the same
             while (left := self._left()) or self._at_work:
                 self._require_owner()
-                if self._stands or len(self._runs) > most:
-                    raise NotSettled(self._not_settled(left, too_many=len(self._runs) > most))
+                too_many = len(self._runs) > most
+                if self._stands or too_many:
+                    waiting = [f"{count} {what}" for what, count in left.items()]
+                    why = busiest(self._runs) if too_many else self._time.why()
+                    raise not_come("the bus did not settle:", [*waiting, why], self._running)
                 self._news.clear()
                 await self._news.wait()
 
@@ -200,8 +210,7 @@ class Tester(Bus):
         with self._time.jumping(until=until, within=span(within).total_seconds(), arrived=arrive):
             while not arrived:
                 if self._stands:
-                    told = [f"advance({by!r}) has not come to its end:", self._time.why(), *self._busy()]
-                    raise NotSettled("\n  ".join(told))
+                    raise not_come(f"advance({by!r}) has not come to its end:", [self._time.why()], self._running)
                 self._news.clear()
                 await self._news.wait()
 
@@ -388,17 +397,3 @@ class Tester(Bus):
     def _clock_stands(self) -> None:
         self._stands = True
         self._news.set()
-
-    def _not_settled(self, left: Mapping[str, int], *, too_many: bool) -> str:
-        lines = [f"{count} {what}" for what, count in left.items()]
-        if too_many:
-            busiest = Counter(run.handler.subscription_name for run in self._runs).most_common(3)
-            lines.append("it goes round in circles? busiest: " + ", ".join(f"{name} ({n})" for name, n in busiest))
-        else:
-            lines.append(self._time.why())
-        return "\n  ".join(["the bus did not settle:", *lines, *self._busy()])
-
-    def _busy(self) -> list[str]:
-        """Return the handlers that are running, and where they are written."""
-        handlers = [(handler.subscription_name, handler.function.__code__) for handler in +self._running]
-        return [f"running: {name} ({code.co_filename}:{code.co_firstlineno})" for name, code in handlers]

@@ -117,14 +117,19 @@ class VirtualTime:
 
     @contextmanager
     def jumping(
-        self, *, until: float = math.inf, within: float = math.inf, arrived: Callable[[], None] = lambda: None
+        self,
+        *,
+        until: float = math.inf,
+        within: float = math.inf,
+        arrived: Callable[[], None] = lambda: None,
+        late: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
         """Let time jump from timer to timer: up to `until` on the loop's clock, for `within` real seconds at most.
 
-        `arrived` is called once it is `until` and nothing is left to do. Several may ask at once: it jumps no further
-        than each of them allows.
+        `arrived` is called once it is `until` and nothing is left to do, and `late` once when the real seconds are
+        over. Several may ask at once: it jumps no further than each of them allows.
         """
-        asker = _Asker(until, time.monotonic() + within, arrived)
+        asker = _Asker(until, time.monotonic() + within, arrived, late)
         self._askers.append(asker)
         try:
             yield
@@ -187,9 +192,13 @@ class VirtualTime:
             if timeout is None and self._watchers and self.outside() is None:
                 return self._really(select, SILENCE) or self._tell()
             return self._really(select, timeout) if timeout is None or timeout > 0 else select(0)
-        self._late = time.monotonic() > min(asker.deadline for asker in self._askers)
-        if self._late:
+        late = [asker for asker in self._askers if time.monotonic() > asker.deadline]
+        self._late = bool(late)
+        if late:
             self.stands()
+            for asker in late:
+                asker.late()
+                asker.late = lambda: None
             return select(0)
         until = min(asker.until for asker in self._askers)
         if timeout is not None and timeout <= 0:
@@ -241,13 +250,14 @@ class VirtualTime:
         return select(0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Asker:
     """Somebody who lets time jump: up to a moment of the loop's clock, and until a moment of real time."""
 
     until: float
     deadline: float
     arrived: Callable[[], None]
+    late: Callable[[], None]
 
 
 def _idle(thread: threading.Thread) -> bool:
