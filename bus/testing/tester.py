@@ -12,7 +12,6 @@ from typing import Any, Final, Self, TypeVar
 
 from ..client import Bus
 from ..clock import Seconds, span
-from ..discovery import named
 from ..errors import ConfigurationError
 from ..event import Event, decode
 from ..failure import described
@@ -29,6 +28,7 @@ from ..worker import Worker
 from . import asked
 from .ending import CLOSING, ended, holds, kept_by, left_by, never_open, raised_by
 from .generation import Generation, generations, in_a_worker
+from .known import Known, classes_of
 from .ran import Run, told_of
 from .unsettled import NotSettled, busiest, busy, not_come
 from .virtual_time import VirtualTime
@@ -65,7 +65,7 @@ class Tester(Bus):
         self.services = services
         self.resources: dict[Key, Any] = {Bus: self, **(resources or {})}
         self.middleware = wraps("Tester()", middleware)
-        self._events = named(services)
+        self._events = Known(services)
         self._outside: asked.Outside = "before"
         self._random = Random(0)
         self._scope = ExitStack()
@@ -256,7 +256,7 @@ class Tester(Bus):
         """
         asked.check_event_class(kind, self._events)
         asked.check_begun("published(…)", self._outside)
-        classes = asked.classes_of(kind, self._events, self.services, (sent.message.type for sent in self._sent))
+        classes = classes_of(kind, self._events, self.services, (sent.message.type for sent in self._sent))
         return [
             decode(classes[sent.message.type], sent.message.body, sent.message.version)  # type: ignore[misc]
             for sent in self._sent
@@ -282,7 +282,9 @@ class Tester(Bus):
     def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
         """Return the event as the message that `publish` would send; raises MessageTooLarge."""
         asked.check_inside("publish(…)", self._outside)
-        return super().message(event, id=id, headers=headers)
+        message = super().message(event, id=id, headers=headers)
+        self._events.check(type(event))
+        return message
 
     def story(self) -> str:
         """Return what was published, handled and raised so far, a line each, in its order."""
