@@ -22,7 +22,7 @@ from .ending import raised_by
 from .faults import Course, Fault
 from .fragile import FragileTransport
 from .generation import in_a_worker
-from .leftovers import end_tasks_left
+from .leftovers import close_generators_left, end_tasks_left
 from .patience import OutOfPatience, Patience
 from .report import Story
 from .tester import MOST_DELIVERIES, WITHIN, Tester
@@ -90,6 +90,7 @@ class Simulated(Tester):
                     )
                 raised = await self._run(playing)
             await end_tasks_left()
+            await close_generators_left()
         except NotSettled as stuck:
             # its worker did not end: that says more than what came of it
             raised = stuck if raised is None or isinstance(raised, NotSettled) else raised

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
@@ -172,6 +172,29 @@ def test_what_a_scenario_left_is_cancelled_and_takes_the_time_that_it_needs() ->
     told = told_of(prices, leaves_another, seed=7)
     assert told.startswith("seed=7: NotSettled: the scenario left what did not end within 30 s of being cancelled: ")
     assert "swallows; await it in the scenario" in told
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("seconds", "done"), [(20, ["closed"]), (3600, [])])
+def test_a_generator_that_is_left_closes_in_the_time_that_it_needs_and_holds_up_nobody(
+    seconds: float, done: list[str]
+) -> None:
+    ended: list[str] = []
+
+    async def ticks() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(seconds)
+            ended.append("closed")
+
+    async def leaves_a_generator(bus: Tester) -> None:
+        bus.left = ticks()  # type: ignore[attr-defined]
+        await anext(bus.left)  # type: ignore[attr-defined]
+        await one(bus)
+
+    assert _run(prices, leaves_a_generator, 0, ()).error is None
+    assert ended == done
 
 
 def test_a_scenario_that_ends_in_a_cancellation_that_nobody_asked_for_has_failed_with_its_seed() -> None:
