@@ -81,6 +81,27 @@ async def test_it(bus):
     assert "shop.place gave up (exhausted): ValueError: unlucky" in told, told
 
 
+def test_a_failure_with_a_fixture_of_its_own_shows_what_happened_too(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+from bus.testing import Tester
+
+@pytest.fixture
+async def tester():
+    async with Tester(shop) as tester:
+        yield tester
+
+async def test_it(tester):
+    await tester.publish(Placed(number=13))
+    await tester.settled()
+    assert tester.dead_letters() == []
+""",
+        "auto",
+    )
+    assert "shop.place gave up (exhausted): ValueError: unlucky" in told, told
+
+
 def test_a_mark_that_names_no_service_is_told_in_a_line(tmp_path: Path) -> None:
     told = session(
         tmp_path,
