@@ -40,6 +40,11 @@ SPUN: Final = 0.001
 RUNNING: Final = asyncio.BaseEventLoop.run_forever.__code__
 
 
+def _real() -> float:
+    """Return the seconds of real time, by a clock that nobody stops for a test: freezegun stops `monotonic`."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC) if hasattr(time, "clock_gettime") else time.monotonic()
+
+
 class NoVirtualTime(RuntimeError):
     """The running loop is not asyncio's own selector loop, so its clock cannot jump."""
 
@@ -71,7 +76,7 @@ class VirtualTime:
         self._late = False
         self._executors: set[concurrent.futures.Executor] = set()
         self._spun = 0
-        self._looked = time.monotonic()
+        self._looked = _real()
         self._threads = {thread for thread in threading.enumerate() if not _idle(thread)}
         self.stands: Callable[[], None] = lambda: None
         """Called when time will not come to anything: nothing is left that could happen, or real time is over."""
@@ -110,9 +115,9 @@ class VirtualTime:
 
     def _really(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
         """Wait in real time."""
-        began = time.monotonic()
+        began = _real()
         ready = select(timeout)
-        self._now += time.monotonic() - began
+        self._now += _real() - began
         return ready
 
     @contextmanager
@@ -129,7 +134,7 @@ class VirtualTime:
         `arrived` is called once it is `until` and nothing is left to do, and `late` once when the real seconds are
         over. Several may ask at once: it jumps no further than each of them allows.
         """
-        asker = _Asker(until, time.monotonic() + within, arrived, late)
+        asker = _Asker(until, _real() + within, arrived, late)
         self._askers.append(asker)
         try:
             yield
@@ -192,7 +197,7 @@ class VirtualTime:
             if timeout is None and self._watchers and self.outside() is None:
                 return self._really(select, SILENCE) or self._tell()
             return self._really(select, timeout) if timeout is None or timeout > 0 else select(0)
-        late = [asker for asker in self._askers if time.monotonic() > asker.deadline]
+        late = [asker for asker in self._askers if _real() > asker.deadline]
         self._late = bool(late)
         if late:
             self.stands()
@@ -232,7 +237,7 @@ class VirtualTime:
     def _working(self, select: Callable[[float | None], list[Any]], until: float) -> list[Any]:
         """Look what is ready beside the work that there is; where that never ends, time passes nevertheless."""
         self._spun += 1
-        began, self._looked = self._looked, time.monotonic()
+        began, self._looked = self._looked, _real()
         if self._spun > SPIN:
             if self._now >= until:
                 return self._arrived(select)
