@@ -11,7 +11,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -56,8 +56,8 @@ class Generation:
             self.abandon()
             await _cancelled(stuck, within)
         with _never_awaited():
-            for coroutine in self._driven.values():
-                _close(coroutine)
+            for task in [*self._driven]:
+                _close(self._driven.pop(task))
         return names
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, arguments: Any) -> asyncio.Task[Any]:
@@ -68,10 +68,11 @@ class Generation:
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        if not self.abandoned and _state(coroutine := self._driven.pop(task)) != inspect.CORO_CLOSED:
-            # it was cancelled before its first step
-            with _never_awaited():
-                coroutine.close()
+        if not self.abandoned:
+            # one that was cancelled before its first step was to await what nobody awaits now
+            begun = _state(self._driven[task]) == inspect.CORO_CLOSED
+            with nullcontext() if begun else _never_awaited():
+                _close(self._driven.pop(task))
 
     async def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return await self._resumed(coroutine)
@@ -104,6 +105,10 @@ class Generation:
 
 def _close(coroutine: Any) -> None:
     """Close a coroutine, after what it awaits; what awaits as it is closed is closed again."""
+    if _state(coroutine) == inspect.CORO_CREATED:
+        with suppress(GeneratorExit):
+            coroutine.throw(GeneratorExit)  # since Python 3.13 close() keeps what it was given
+        return
     refused = 0
     while refused < NESTED:
         inner = coroutine
