@@ -33,6 +33,8 @@ class FragileTransport(MemoryTransport):
         self._down_until = 0.0
         self._stalled: Counter[str] = Counter()
         self.worker_comes_again = False
+        self.waited_for = False
+        """Whether the scenario waited by the bus since its last publish."""
 
     def waiting(self) -> dict[str, int]:
         """Return what is not settled yet; while a worker is to start again, nothing is."""
@@ -47,6 +49,7 @@ class FragileTransport(MemoryTransport):
         if in_a_worker():
             await self._publish(messages)
         else:
+            self.waited_for = False
             await self.store(messages)
 
     async def store(self, messages: Sequence[Outgoing]) -> None:
