@@ -67,11 +67,21 @@ class App:
         return discovery.events(self._events_package, self.services)
 
     def chosen(self, *names: str) -> tuple[Service, ...]:
-        """Return the services of these names, each once, or all; raises ConfigurationError for an unknown one."""
+        """Return the services of these names, each once, or all, as they are to be hosted.
+
+        Raises ConfigurationError for an unknown one, and where none of them has a handler.
+        """
         known = {service.name: service for service in self.services}
         if unknown := [name for name in names if name not in known]:
             raise ConfigurationError(f"there is no service {unknown[0]!r}; there are {', '.join(known)}")
-        return tuple(known[name] for name in dict.fromkeys(names)) or self.services
+        chosen = tuple(known[name] for name in dict.fromkeys(names)) or self.services
+        if not any(service.handlers for service in chosen):
+            none = [service.name for service in chosen]
+            raise ConfigurationError(
+                f"nothing to host: {', '.join(none)} without a handler; declare one with `@{none[0]}.on(…)` in a "
+                f"module of {self._services_package!r}, or host a service that has one"
+            )
+        return chosen
 
     async def run(self, *services: str, stop: asyncio.Event | None = None, settings: Settings | None = None) -> None:
         """Be the worker of these services (all by default) until `stop` is set or the call is cancelled.

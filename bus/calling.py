@@ -13,7 +13,9 @@ import anyio.to_thread
 from . import clock
 from .context import Context
 from .deadline import Deadline
+from .errors import TidegateError
 from .event import Event
+from .failure import type_name
 from .idempotency import unit_of
 from .logs import logger
 from .message import Message
@@ -26,6 +28,10 @@ Call: TypeAlias = Callable[[Event | Message, Context, Delivery], Awaitable[Any]]
 """Calls the handler's function with what it subscribed to, and returns what it returned."""
 
 CLOSING: Final = "its resources to close"
+
+
+class HandlerError(TidegateError):
+    """A handler did what no handler may: it returned something else than events, or cancelled itself."""
 
 
 def calling(handler: Handler, resources: Resources, threads: anyio.CapacityLimiter, transaction_type: Key) -> Call:
@@ -86,12 +92,17 @@ def _threaded(handler: Handler, threads: anyio.CapacityLimiter) -> Any:
         def run() -> Any:
             nonlocal begun
             begun = True
-            return function(given, **values)
+            try:
+                return function(given, **values)
+            except (KeyboardInterrupt, GeneratorExit) as error:
+                # Ctrl-C comes to no thread but the main one; and what awaits a GeneratorExit would be closed by it
+                raise HandlerError(f"the handler raised {type_name(error)}") from error
 
         try:
             returned = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=threads)
         except asyncio.CancelledError:
-            if begun:
+            # otherwise it is the function's own, as of a loop that it had
+            if begun and (task := asyncio.current_task()) and task.cancelling():
                 told = "a plain function cannot be cut off: it is left where it is, and its message comes again"
                 logger().warning("handler left running", handler=handler.subscription_name, told=told)
             raise

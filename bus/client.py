@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from . import settings as environment
+from .beside import Beside
 from .clock import Seconds, span
 from .context import until
 from .errors import ConfigurationError, RequestFailed, RequestTimeout, Undecodable, UnknownVersion, Unroutable
@@ -18,10 +18,6 @@ from .event import Event, decode, type_of
 from .message import Ids, Message, Outgoing, check_address, check_id, wrap
 from .settings import Settings
 from .transport import Transport
-
-
-if TYPE_CHECKING:
-    from anyio.from_thread import BlockingPortal
 
 
 A = TypeVar("A", bound=Event)
@@ -140,11 +136,9 @@ class Bus:
 class SyncBus:
     """The same for code that is not async. Threads may share it; a forked child needs its own."""
 
-    def __init__(self, bus: Bus, portal: BlockingPortal) -> None:
+    def __init__(self, bus: Bus, beside: Beside[Bus]) -> None:
         self._bus = bus
-        self._portal = portal
-        self._pid = os.getpid()
-        self._closed = False
+        self._beside = beside
 
     def publish(
         self,
@@ -164,7 +158,7 @@ class SyncBus:
                 *events, delay=delay, at=at, required=required, to=to, id=id, headers=headers
             )
 
-        return self._portal.call(publish)
+        return self._beside.call(publish)
 
     def request(self, event: Event, reply: type[A], *, timeout: Seconds) -> A:
         """Publish an event and return the first event of the class `reply` that it causes; as `Bus.request`."""
@@ -173,14 +167,14 @@ class SyncBus:
         async def request() -> A:
             return await self._bus.request(event, reply, timeout=timeout)
 
-        return self._portal.call(request)
+        return self._beside.call(request)
 
     def _check(self) -> None:
-        if self._closed:
+        if self._beside.closed:
             raise ConfigurationError(
                 "this bus is closed, and nothing was sent: publish inside of its `with connect_sync() as bus`"
             )
-        if self._pid != os.getpid():
+        if self._beside.inherited:
             raise ConfigurationError("this bus was connected before a fork; call connect_sync() in the child process")
 
 
@@ -213,18 +207,18 @@ async def connect(
 def connect_sync(
     url: str | None = None, *, source: str = "/client", settings: Settings | None = None
 ) -> Iterator[SyncBus]:
-    """Connect from code that is not async: `with connect_sync() as bus: bus.publish(…)`. Thread-safe."""
-    from anyio.from_thread import start_blocking_portal
+    """Connect from code that is not async: `with connect_sync() as bus: bus.publish(…)`. Thread-safe.
 
+    What is open when the program ends is closed then; a forked child leaves it to its parent, and connects itself.
+    """
     chosen, url = _chosen(url, settings), None
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(connect(source=source, settings=chosen)) as bus,
-    ):
-        try:
-            yield (sync := SyncBus(bus, portal))
-        finally:
-            sync._closed = True
+    beside = Beside(connect(source=source, settings=chosen))
+    bus, left = beside.open(), False
+    try:
+        yield SyncBus(bus, beside)
+        left = True
+    finally:
+        beside.close(cancel=not left)
 
 
 def _chosen(url: str | None, settings: Settings | None) -> Settings:

@@ -19,13 +19,14 @@ import anyio
 
 from . import clock
 from .answers import answered, told
-from .calling import calling
+from .calling import HandlerError, calling
 from .context import Context
 from .deploys import stale, unreadable
-from .errors import DeliveryLost, MessageTooLarge, TidegateError, Undecodable, Unroutable
+from .errors import DeliveryLost, MessageTooLarge, Undecodable, Unroutable
 from .event import Event, Events, decode_known
 from .failure import dead, judge
-from .idempotency import NotCompleted, once, undone, units
+from .idempotency import NotCompleted, left, once, units
+from .interrupts import may_be_ctrl_c
 from .message import STRUCTURED, Message
 from .outcome import Ack, DeadLetter, Outcome, Release, Retry
 from .resources import Key, Resources
@@ -47,10 +48,6 @@ class Slots(Protocol):
     def give(self) -> None:
         """Give it back."""
         ...
-
-
-class HandlerError(TidegateError):
-    """A handler did what no handler may: it returned something else than events, or cancelled itself."""
 
 
 @dataclass(slots=True)
@@ -114,10 +111,11 @@ def running(handler: Handler, runtime: Runtime) -> Process:
             cancelled = HandlerError("the handler ended in CancelledError, though nobody cancelled it")
             cancelled.__cause__ = error
             return judge(handler, delivery, cancelled, random)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
         except BaseException as error:
-            # sys.exit() and the panics of extensions are failures like any other
+            if may_be_ctrl_c(error):
+                raise
+            # sys.exit() and the panics of extensions are failures like any other; where this coroutine is closed, its
+            # GeneratorExit comes to each caller too, whatever is returned to them
             return judge(handler, delivery, error, random)
         if message.reply_to is None:
             return Ack(context.outgoing)
@@ -244,7 +242,7 @@ async def _carry_out(
         held = error.held
         return Release()
     finally:
-        runs.end(key, None if isinstance(lost, Ack) and undone(delivery) else lost, held)
+        runs.end(key, left(delivery, lost), held)
     return outcome
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import ConfigurationError
 from .event import Event, Events
-from .importing import imported
+from .importing import imported, unreadable
 from .replies import Failed
 from .resources import where
 from .service import Service
@@ -71,16 +71,24 @@ def _with_subclasses(cls: type[Event]) -> Iterator[type[Event]]:
 def _modules(package: str, setting: str) -> Iterator[ModuleType]:
     root = imported(package, setting)
     yield root
-    for name in _below(getattr(root, "__path__", ())):
+    for name in _below(getattr(root, "__path__", ()), setting):
         yield from _modules(f"{package}.{name}", setting)
 
 
-def _below(folders: Iterable[str]) -> Iterator[str]:
+def _below(folders: Iterable[str], setting: str) -> Iterator[str]:
     """Return the names of the modules and packages in folders; a folder is one without `__init__.py`, too."""
     yield from (known := dict.fromkeys(info.name for info in pkgutil.iter_modules(folders)))
-    plain = {path.name for folder in map(Path, folders) if folder.is_dir() for path in folder.iterdir() if _plain(path)}
+    try:
+        inside = [path for folder in map(Path, folders) if folder.is_dir() for path in folder.iterdir()]
+        plain = {path.name for path in inside if path.name.isidentifier() and path.is_dir() and _holds_modules(path)}
+    except OSError as error:
+        # what is in there is not known: going on would leave services out
+        raise unreadable(setting, error) from error
     yield from sorted(plain - known.keys())
 
 
-def _plain(path: Path) -> bool:
-    return path.is_dir() and path.name.isidentifier() and next(path.rglob("*.py"), None) is not None
+def _holds_modules(folder: Path) -> bool:
+    inside = [path for path in folder.iterdir() if path.name != "__pycache__"]
+    return any(
+        path.suffix == ".py" or (path.is_dir() and not path.is_symlink() and _holds_modules(path)) for path in inside
+    )

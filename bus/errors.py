@@ -79,10 +79,11 @@ class PublishError(TidegateError):
     """
 
     def __init__(self, why: str, fates: Mapping[str, Fate]) -> None:
-        told = ", ".join(f"{id} {fate.value}" for id, fate in list(fates.items())[:5])
-        more = f" and {len(fates) - 5} more" if len(fates) > 5 else ""
+        # what Tidegate notes for itself, such as a mark on a dead letter, has no id
+        named = [f"{id} {fate.value}" for id, fate in fates.items() if id]
+        told = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
         # what is refused for a second reason is of that kind too, and this is its text
-        TidegateError.__init__(self, f"{why} ({told}{more})" if fates else why)
+        TidegateError.__init__(self, f"{why} ({told})" if told else why)
         self.fates = dict(fates)
 
 

@@ -7,9 +7,9 @@ The attributes of a message follow CloudEvents 1.0; an event class gives its `ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, ClassVar, TypeAlias, TypeVar, get_args, get_origin
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic._internal._model_construction import ModelMetaclass
@@ -18,6 +18,7 @@ from pydantic_core import from_json, to_json
 from typing_extensions import Unpack, dataclass_transform
 
 from .errors import ConfigurationError, Undecodable, UnknownType, UnknownVersion
+from .fields import check_declared, check_held
 from .topic import check as check_pattern
 
 
@@ -28,7 +29,6 @@ E = TypeVar("E", bound="Event")
 F = TypeVar("F", bound=Upcast)
 
 _CONFIG_KEYS = frozenset(ConfigDict.__annotations__)
-_MUTABLE = (MutableSequence, MutableMapping, MutableSet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +55,6 @@ def _check_type(name: str, kind: str) -> None:
         check_pattern(kind)
     except ConfigurationError as error:
         raise ConfigurationError(f"class {name}: {error}") from None
-
-
-def _refuse_mutable_fields(cls: type[BaseModel]) -> None:
-    for name, info in cls.__pydantic_fields__.items():
-        if found := _mutable_in(info.annotation):
-            raise ConfigurationError(
-                f"{cls.__name__}.{name}: a {found.__name__} can change after validation; "
-                "use a tuple, a frozenset, or a Data class"
-            )
-
-
-def _mutable_in(annotation: Any) -> type | None:
-    origin = get_origin(annotation) or annotation
-    if isinstance(origin, type) and (issubclass(origin, _MUTABLE) or not _frozen(origin)):
-        return origin
-    return next((found for argument in get_args(annotation) if (found := _mutable_in(argument))), None)
-
-
-def _frozen(cls: type) -> bool:
-    """Tell whether a model or a dataclass is frozen; other classes are believed to be."""
-    if issubclass(cls, BaseModel):
-        return bool(cls.model_config.get("frozen"))
-    return not is_dataclass(cls) or bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, PrivateAttr))
@@ -107,7 +84,7 @@ class DataMeta(ModelMetaclass):
                 f"class {name}: {unknown_type}: fields are what JSON can hold, such as str, datetime, a tuple or "
                 "a Data class"
             ) from None
-        _refuse_mutable_fields(built)
+        check_declared(built)
         if not built.__pydantic_generic_metadata__["origin"]:  # Page[int] inherits the type of Page
             built.__schema__ = _schema(name, type, version)
         return built
@@ -119,10 +96,25 @@ class Data(BaseModel, metaclass=DataMeta):
     Unknown fields in incoming data are ignored, so that an added optional field needs no new version.
     """
 
-    # JSON has no nan and no infinity: an event that held one could be published, and never be read
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False)
+    # JSON has no nan and no infinity: an event that held one could be published, and never be read; null would be read
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False, ser_json_inf_nan="strings"
+    )
 
     __schema__: ClassVar[Schema]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, with the fields of `update` as a reader of the copy would have them.
+
+        Raises ValidationError where the copy would not be valid, which pydantic's own does not look at.
+        """
+        copied = super().model_copy(update=update, deep=deep)
+        if not update:
+            return copied
+        check_held(copied)
+        sent = copied.__pydantic_serializer__.to_json(copied, by_alias=True, warnings="none")
+        read = dict(self.__pydantic_validator__.validate_json(sent))
+        return super().model_copy(update={name: read[name] for name in update if name in read}, deep=deep)
 
 
 class Event(Data):
@@ -198,7 +190,11 @@ class Events:
 
 
 def encode(event: Event) -> bytes:
-    """Return the event's fields as JSON, by the names that `decode` reads: a field's alias where it has one."""
+    """Return the event's fields as JSON, by the names that `decode` reads: a field's alias where it has one.
+
+    Raises ConfigurationError where it holds more than its fields are declared to hold.
+    """
+    check_held(event)
     return event.__pydantic_serializer__.to_json(event, by_alias=True)
 
 

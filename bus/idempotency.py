@@ -11,7 +11,7 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Final
 
-from .errors import TidegateError
+from .errors import DeliveryLost, TidegateError
 from .failure import described, text_of
 from .logs import logger
 from .message import Message, unique
@@ -38,15 +38,16 @@ class Unit(WrappedDelivery):
     What the store raises is a failure of this run, and of nothing else.
     """
 
-    __slots__ = ("_committed", "_completion", "_handler", "_store", "_told", "known")
+    __slots__ = ("_completion", "_handler", "_store", "_told", "committed", "known")
 
     def __init__(self, delivery: Delivery, handler: Handler, store: OpenStore) -> None:
         super().__init__(delivery)
-        self._committed = False
         self._completion: Completion | None = None
         self._handler = handler
         self._store = store
         self._told = False
+        self.committed = False
+        """Whether its completion is recorded, by this run or by another at the same time."""
         self.known = False
         """Whether it was completed before, so that nothing is left to do but to ack it."""
 
@@ -76,11 +77,15 @@ class Unit(WrappedDelivery):
     async def settle(self, outcome: Outcome) -> None:
         """Carry the outcome out: an ack after the completion is recorded, any other after what was written is undone.
 
-        Raises NotCompleted where the store did not commit.
+        Where the delivery is lost by then, what was written is committed all the same, so that the handler need not run
+        again: its ack is what is left. Raises NotCompleted where the store did not commit.
         """
         if not isinstance(outcome, Ack):
             await self.rollback()
         elif not self.known:
+            if self.lost and (self.message.id_made_up or not self.undone):
+                # nothing needs to be committed now, or nobody could tell afterwards that it was
+                raise DeliveryLost(f"{self.message.id}: it comes again, because its delivery was lost")
             outcome = replace(outcome, complete=self._complete)
         await self._delivery.settle(outcome)
 
@@ -95,7 +100,7 @@ class Unit(WrappedDelivery):
     @property
     def undone(self) -> bool:
         """Whether its handler wrote something that was not committed, so that it must run again."""
-        if self._committed or self._completion is None:
+        if self.committed or self._completion is None:
             return False
         try:
             return self._completion.used
@@ -118,7 +123,7 @@ class Unit(WrappedDelivery):
             pass  # by another run at the same time: its effects count, and what this one published has the same ids
         except Exception as error:
             raise NotCompleted(f"the store did not commit: {text_of(error)}") from error
-        self._committed = True
+        self.committed = True
 
 
 def units(handler: Handler, store: OpenStore, process: Process) -> Process:
@@ -169,9 +174,16 @@ def _known(handler: Handler, unit: Unit) -> Ack:
     return Ack(ran=False)
 
 
-def undone(delivery: Delivery) -> bool:
-    """Tell whether the run of a delivery counts for nothing, because what it wrote was not committed."""
-    return isinstance(delivery, Unit) and delivery.undone
+def left(delivery: Delivery, lost: Outcome | None) -> Outcome | None:
+    """Return what is left to do of an outcome that was lost, when its message comes again.
+
+    A success that was committed is acked then, and one whose writes were not committed is not one: it runs again.
+    """
+    if not isinstance(delivery, Unit) or not isinstance(lost, Ack):
+        return lost
+    if delivery.committed:
+        return replace(lost, publish=())
+    return None if delivery.undone else lost
 
 
 def unit_of(delivery: Delivery) -> Unit:

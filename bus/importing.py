@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -37,17 +39,36 @@ def imported(name: str, setting: str) -> ModuleType:
     except ConfigurationError as error:
         # a mistake of a handler is told with the handler's place already
         raise ConfigurationError(*error.problems, *([] if PLACED.search(str(error)) else _places(error))) from error
-    except TidegateError:
+    except (TidegateError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            _look_above(error.name or "", setting)
             raise ConfigurationError(
                 f"{setting}={name!r}: there is no such package; run the program from the folder that holds it"
             ) from error
         raise ConfigurationError(_told(name, setting, error)) from error
 
 
-def _told(name: str, setting: str, error: Exception) -> str:
+def unreadable(setting: str, error: OSError) -> ConfigurationError:
+    """Return the mistake that a folder of a package cannot be read."""
+    return ConfigurationError(
+        f"{setting}: {error.filename} cannot be read: {error.strerror}; the user of this process must have that right"
+    )
+
+
+def _look_above(missing: str, setting: str) -> None:
+    """Raise for a folder where a module would be and that may not be listed: to Python it is an empty one."""
+    above = sys.modules.get(missing.rpartition(".")[0])
+    for folder in getattr(above, "__path__", sys.path):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            try:
+                next(Path(folder).iterdir(), None)
+            except PermissionError as error:
+                raise unreadable(setting, error) from error
+
+
+def _told(name: str, setting: str, error: BaseException) -> str:
     told, *more = [line for line in described(error).splitlines() if line.strip()]
     return "\n".join(
         [
@@ -59,7 +80,7 @@ def _told(name: str, setting: str, error: Exception) -> str:
     )
 
 
-def _places(error: Exception) -> list[str]:
+def _places(error: BaseException) -> list[str]:
     """Return the user's lines of code that led to an error, the innermost last."""
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(MACHINERY)]
     own = [frame for frame in frames if not frame.filename.startswith((*INSTALLED, *PYTHONS))]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import datetime
+from hashlib import blake2b
 from typing import Final, TypeAlias
 
 from .logs import logger
+from .message import unique
 from .ordering import KeyOf
 from .outcome import Outcome, Release, Retry
 from .transport import Delivery
@@ -88,7 +90,7 @@ class Lane:
 
     __slots__ = ("key", "running", "taken", "timer", "waiting")
 
-    def __init__(self, key: str | None) -> None:
+    def __init__(self, key: Hashable) -> None:
         self.key = key
         self.waiting: deque[Held] = deque()
         self.running: Held | None = None
@@ -110,9 +112,9 @@ class Lanes:
         self._key_of = key_of
         self._window = window
         self._wake = wake
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[Hashable, Lane] = {}
         self._live: OrderedDict[Held, None] = OrderedDict()
-        self._known: OrderedDict[tuple[str, str], Progress] = OrderedDict()
+        self._known: OrderedDict[bytes, Progress] = OrderedDict()
         self._taken = 0
         self._full = False
         self._loop = asyncio.get_running_loop()
@@ -122,6 +124,10 @@ class Lanes:
     def oldest(self) -> Held | None:
         """What is held for longest and can still be settled."""
         return next(iter(self._live), None)
+
+    def held(self) -> Iterable[Held]:
+        """Return what is held and can still be settled, and what was lost and nobody has let go of yet."""
+        return self._live
 
     def put(self, delivery: Delivery) -> None:
         """Take a delivery, in the order in which they arrived, into the lane of its key."""
@@ -189,7 +195,7 @@ class Lanes:
             if held.lane.timer is not None:
                 held.lane.timer.cancel()
 
-    def _lane(self, key: str | None) -> Lane:
+    def _lane(self, key: Hashable) -> Lane:
         lane = self._lanes.get(key) if key is not None else None
         if lane is None:
             lane = Lane(key)
@@ -242,7 +248,7 @@ class Lanes:
 
     def _remember(self, held: Held) -> None:
         """Keep what is known of a message that may come again; the oldest goes first."""
-        if held.first_failed_at is not None and not held.message.id_made_up:
+        if held.first_failed_at is not None:
             self._known[_known_by(held)] = held.progress
             if len(self._known) > self._window:
                 self._known.popitem(last=False)
@@ -256,12 +262,18 @@ class Lanes:
             "handler pauses: all that it may hold waits for a retry",
             handler=self._name,
             held=len(self._live),
-            oldest_key=oldest.lane.key,
+            oldest_key=None if oldest.lane.key is None else str(oldest.lane.key),
             next_try=round(max(oldest.due - self._loop.time(), 0), 1),
         )
 
 
-def _known_by(held: Held) -> tuple[str, str]:
-    """Return what tells a message from every other."""
+def _known_by(held: Held) -> bytes:
+    """Return what tells a message from every other; what came without an id from all that carries something else.
+
+    Equals have one key, and stay in its order: the first of them is the one that ran.
+    """
     message = held.message
-    return message.source, message.id
+    if message.id_made_up:
+        kind = f"{len(message.type)} {message.type}".encode("utf-8", "surrogatepass")
+        return blake2b(kind + message.body, digest_size=16).digest()
+    return unique(message)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from math import inf
 from typing import Final
 
 from .draining import drain
 from .lanes import Held, Lane, Lanes
 from .ordering import KeyOf
+from .runs import Runs
 from .service import Handler, Process
 from .strays import Ending, outlived
-from .subscriber import Gate, Turn
+from .subscriber import Gate
 from .transport import Consumer
 from .watchdog import HANDLING
 
@@ -22,6 +24,8 @@ TAKEN_BACK: Final = 28 * 60.0
 """Seconds after which a message must be settled or on its way back: after 30 minutes the broker takes it by itself."""
 OLDEST: Final = 20 * 60.0
 """Seconds that a message is held at most before everything is given back, and taken anew."""
+SELDOM: Final = 5 * 60.0
+"""Seconds in which a breaker gives everything back once: each time is a delivery more, of 1,000 that there may be."""
 READ_AT_ONCE: Final = 16
 
 
@@ -30,8 +34,8 @@ class OrderedSubscriber:
 
     Nothing is ever given back singly, as it would lose its place: all goes back together, when nothing runs. That
     happens when the handler's flow changes, when the oldest was held for too long, and in the end by leaving the
-    consumer. `turn` is the right to run a suspect; here it also runs alone in its handler, as those behind the first
-    are judged late, and it must not take their blame.
+    consumer. A suspect runs alone in its handler too, as those behind the first are judged late, and it must not take
+    their blame.
     """
 
     def __init__(
@@ -41,24 +45,27 @@ class OrderedSubscriber:
         process: Process,
         at_once: int,
         key_of: KeyOf,
-        turn: Turn,
+        runs: Runs,
         grace: float,
         stubborn: Callable[[], None],
     ) -> None:
         self.handler = handler
         self._name = handler.subscription_name
         self.unsettled = handler.ordered_window
-        self.limit = handler.flow.most(self.unsettled)
+        self.limit = 0 if handler.flow.stopped else self.unsettled
         self._gate = gate
+        gate.over = self._over
         self._process = process
         self._tasks = min(2 * at_once, self.unsettled)
-        self._turn = turn
+        self._turn = gate.turn
         self._grace = grace
         self._stubborn = stubborn
         self._lanes = Lanes(handler.subscription_name, key_of, self.unsettled, self._wake_one)
+        runs.here = self._lanes.held
         self._idle: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._standing = False
+        self._running: set[asyncio.Task[None] | None] = set()
         self._still = asyncio.Event()
         self._exclusive = asyncio.Lock()
         self._alone = asyncio.Lock()
@@ -66,6 +73,7 @@ class OrderedSubscriber:
         self._oldest = min(OLDEST, TAKEN_BACK - handler.timeout)
         self._timer: asyncio.TimerHandle | None = None
         self._aged = asyncio.Event()
+        self._gave_way = -inf
         self._loop = asyncio.get_running_loop()
 
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
@@ -99,7 +107,7 @@ class OrderedSubscriber:
         """Carry every change of the handler's flow to the broker, when nothing runs."""
         flow = self.handler.flow
         while True:
-            if flow.most(self.unsettled) != self.limit:
+            if self._wanted() != self.limit:
                 async with self._stand_still():
                     await self._take_anew(consumer)
             else:
@@ -115,9 +123,22 @@ class OrderedSubscriber:
                 await self._take_anew(consumer)
 
     async def _take_anew(self, consumer: Consumer) -> None:
-        self.limit = self.handler.flow.most(self.unsettled)
+        self.limit = self._wanted()
+        if not self.limit and self.handler.flow.waits:
+            self._gave_way = self._loop.time()
         await consumer.limit(self.limit)
         self._lanes.sweep()
+
+    def _wanted(self) -> int:
+        """Return how many may be unsettled at the broker: all or none, whatever may begin here.
+
+        Who takes fewer than went back before, and gives those back again, puts them behind all the others.
+        """
+        flow = self.handler.flow
+        if not flow.stopped:
+            return self.unsettled
+        # a try that failed is no reason to deliver all anew; a replica may have it now and then
+        return self.limit if flow.waits and self._loop.time() - self._gave_way < SELDOM else 0
 
     def _look(self) -> None:
         """Look how old the oldest is: one timer for all."""
@@ -163,25 +184,24 @@ class OrderedSubscriber:
         return (alone or not self._standing) and (most == self.unsettled or self._lanes.running < most)
 
     async def _run_alone(self, lane: Lane, task: asyncio.Task[None]) -> None:
-        """Run a suspect beside no other of its handler, nor beside a suspect of another.
+        """Run a suspect beside no other of its handler, nor beside a suspect of another, until its run is over.
 
         Of those that wait for their turn one at a time has a slot, and only while what runs beside it ends.
         """
-        async with self._alone:
+        with ExitStack() as alone:
+            await self._alone.acquire()
+            alone.callback(self._alone.release)
             while True:
                 await self._turn.given()
                 await self._gate.reserve()
                 held: Held | None = None
                 try:
-                    async with self._stand_still():
-                        if not (self._gate.due() and self._turn.take_now()):
-                            continue
-                        try:
+                    async with self._stand_still(settled=False) as still:
+                        alone.callback(still.close)
+                        if self._gate.due() and self._turn.take_now(alone.close):
                             if (held := self._begin(lane, task, alone=True)) is not None:
                                 await self._run_held(held)
                             return
-                        finally:
-                            self._turn.give()
                 finally:
                     if held is None:
                         self._gate.give()
@@ -202,6 +222,7 @@ class OrderedSubscriber:
             return None
         if (held := self._lanes.begin(lane)) is not None:
             self._gate.begin()
+            self._running.add(task)
             self._idle.discard(task)
         return held
 
@@ -214,22 +235,33 @@ class OrderedSubscriber:
                 self._still.set()
 
     @asynccontextmanager
-    async def _stand_still(self) -> AsyncIterator[None]:
-        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held."""
-        async with self._exclusive:
+    async def _stand_still(self, *, settled: bool = True) -> AsyncIterator[ExitStack]:
+        """Let nothing begin meanwhile, and wait until nothing runs; no longer than the oldest may still be held.
+
+        For what ran to be `settled` too, or not. What it yields ends it before its time.
+        """
+        with ExitStack() as still:
+            await self._exclusive.acquire()
+            still.callback(self._go_on)
             self._standing = True
             try:
-                try:
-                    async with asyncio.timeout(TAKEN_BACK - self._oldest):
-                        while self._lanes.running:
-                            self._still.clear()
-                            await self._still.wait()
-                except TimeoutError:
-                    pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
-                yield
-            finally:
-                self._standing = False
-                self._wake_all()
+                async with asyncio.timeout(TAKEN_BACK - self._oldest):
+                    while self._lanes.running if settled else self._running:
+                        self._still.clear()
+                        await self._still.wait()
+            except TimeoutError:
+                pass  # a thread cannot be cancelled: its run goes on, and finds its message when that comes again
+            yield still
+
+    def _over(self) -> None:
+        self._running.discard(asyncio.current_task())
+        if not self._running:
+            self._still.set()
+
+    def _go_on(self) -> None:
+        self._standing = False
+        self._exclusive.release()
+        self._wake_all()
 
     def _wake_one(self) -> None:
         while self._waiting:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 from pydantic import create_model
 
@@ -21,7 +23,10 @@ LONGEST_WAITS: Final = timedelta(minutes=20)
 ATTRIBUTES: Final = ("key", "subject", "correlation_id", "causation_id", "type", "source")
 """What a handler of messages may be ordered by."""
 
-KeyOf: TypeAlias = Callable[[Message], str | None]
+WHOLE: Final = 10**30
+"""Up to where a number of another kind is looked at for whether it is whole: `Decimal("1E+999999")` has long digits."""
+
+KeyOf: TypeAlias = Callable[[Message], Hashable]
 """Returns the key of a message; None means that it has none, and no order."""
 
 
@@ -59,18 +64,18 @@ def keyed(known: Mapping[str, type[Event]] | None, by: str, most_bytes: int) -> 
     None where it has none: a body that cannot be read, or is over `most_bytes`, is dead-lettered at once anyway.
     """
     if known is None:
-        return lambda message: _text(getattr(message, by))
+        return lambda message: _key(getattr(message, by))
     classes = dict(known)
     fields = {kind: _Field(cls, by) for kind, cls in classes.items()}
 
-    def key_of(message: Message) -> str | None:
+    def key_of(message: Message) -> Hashable:
         if len(message.body) > most_bytes:
             return None
         field = fields.get(message.type)
         if field is not None and field.tells(message.version):
             return field.read(message.body)
         try:
-            return _text(getattr(decode_known(classes, message.type, message.body, message.version), by))
+            return _key(getattr(decode_known(classes, message.type, message.body, message.version), by))
         except Exception as error:
             if isinstance(error, Undecodable) and not isinstance(error, UnknownType | UnknownVersion):
                 return None
@@ -104,13 +109,28 @@ class _Field:
         """Tell whether the field alone is what the event of this version has."""
         return self._plain and (version is None or version == self._version)
 
-    def read(self, body: bytes) -> str | None:
+    def read(self, body: bytes) -> Hashable:
         """Return the key; None if there is none, or the field is not what it was."""
         try:
-            return _text(getattr(self._validate(body), self._name))
+            return _key(getattr(self._validate(body), self._name))
         except Exception:  # a validator of the field may raise anything, and its run fails for it
             return None
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+def _key(value: object) -> Hashable:
+    """Return the key that a value is. Equal values are one key, however they are spelled.
+
+    So are a whole number, or a UUID, and its text: what events of several services are ordered by may be either.
+    """
+    kind = type(value)
+    if kind is str or value is None:
+        return value
+    if kind is int or kind is UUID:
+        return str(value)
+    if isinstance(value, int | float | Decimal) and -WHOLE < value < WHOLE and value == int(value):
+        return str(int(value))
+    try:
+        hash(value)
+    except TypeError:
+        return str(value)
+    return value

@@ -125,7 +125,7 @@ class Letter:
             "id": self.id,
             "service": self.service,
             "handler": self.handler,
-            "type": self.message.type,
+            "type": self.message.type or None,
             "message_id": self.message.id,
             "reason": self.failure.reason,
             "attempts": self.failure.attempts,

@@ -6,6 +6,7 @@ So a message that comes again, after its connection was lost, finds its earlier 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Final, TypeAlias
 
@@ -33,8 +34,12 @@ class Runs:
     """Outcomes that are kept for messages that may come again; the oldest go first."""
     KEPT: Final = 180.0
     """Seconds from the next run on after which what came not again was settled elsewhere, and may be a replay."""
+    LOOKED: Final = 30.0
+    """Seconds after which what has come meanwhile is looked at: it is seen before its outcome would be forgotten."""
 
     def __init__(self) -> None:
+        self.here: Callable[[], Iterable[Delivery]] = tuple
+        """Tells what waits here to run, or is being settled; whoever takes the deliveries sets it."""
         self._running: dict[Run, asyncio.Event | None] = {}
         self._unsettled: dict[Run, tuple[Outcome, float]] = {}
         """And until when each is kept."""
@@ -73,12 +78,14 @@ class Runs:
         # what runs has come since: the connection is there again, and so is what was lost with it, by and by; and what
         # came not again by its time is forgotten, for its queue had the time and the room to send it
         self._held = {key: until for key, until in self._held.items() if until > now}
+        # by whatever attempt: what is tried again in place comes again as its first
+        here = {(each.message.source, each.message.id) for each in self.here() if each.redelivered and not each.lost}
         self._unsettled = {
-            key: (outcome, until if key in self._held else min(until, now + self.KEPT))
+            key: (outcome, inf if key[:2] in here else until if key in self._held else min(until, now + self.KEPT))
             for key, (outcome, until) in self._unsettled.items()
-            if until > now
+            if until > now or key[:2] in here
         }
-        self._due = min((*self._held.values(), *(until for _, until in self._unsettled.values())), default=inf)
+        self._due = min((now + self.LOOKED, *self._held.values(), *(until for _, until in self._unsettled.values())))
 
     async def over(self, delivery: Delivery) -> None:
         """Wait, with what came again, until its earlier run is over; not where it is lost by then, and came again."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from .draining import drain
 from .outcome import Release
@@ -18,32 +19,44 @@ from .watchdog import HANDLING
 
 LONGEST_WAIT: Final = 15 * 60.0
 """Seconds that a delivery may wait unstarted: half of what the broker allows before it takes the message back."""
+SETTLES_WITHIN: Final = 1.0
+"""Seconds after which a suspect that is still being settled lets its neighbours through."""
+
+
+def _nothing() -> None: ...
 
 
 class Turn:
     """The right to run a suspect, one in the whole process: none dies beside another and takes its blame.
 
-    Nobody waits for anything else while he has it.
+    Whoever has it waits for nothing but his mark and his run, and gives it back before the outcome is settled.
     """
 
     def __init__(self) -> None:
         self._free = asyncio.Event()
         self._free.set()
+        self._holder: asyncio.Task[Any] | None = None
+        self._over: Callable[[], None] = _nothing
 
     @property
     def taken(self) -> bool:
         """Whether somebody has it."""
-        return not self._free.is_set()
+        return self._holder is not None
 
-    def take_now(self) -> bool:
-        """Take it if nobody has it; tell whether that was so."""
-        free = self._free.is_set()
+    def take_now(self, over: Callable[[], None] = _nothing) -> bool:
+        """Take it for this task if nobody has it; tell whether that was so. `over` is called as it is given back."""
+        if self.taken:
+            return False
+        self._holder, self._over = asyncio.current_task(), over
         self._free.clear()
-        return free
+        return True
 
     def give(self) -> None:
-        """Give it back."""
-        self._free.set()
+        """Give it back if this task has it."""
+        if self._holder is not None and self._holder is asyncio.current_task():
+            self._holder = None
+            self._free.set()
+            self._over()
 
     async def given(self) -> None:
         """Wait until nobody has it; of all who wait, one will take it next."""
@@ -51,11 +64,17 @@ class Turn:
 
 
 class Gate:
-    """The right to run a delivery: a slot of the service, one of the handler where it has a limit, and its pace."""
+    """The right to run a delivery: a slot of the service, one of the handler where it has a limit, and its pace.
+
+    A suspect needs the turn too. All but the pace is given back when the run is over: settling may take long.
+    """
 
     def __init__(
-        self, service: asyncio.Semaphore, own: asyncio.Semaphore | None = None, pace: Pace | None = None
+        self, service: asyncio.Semaphore, turn: Turn, own: asyncio.Semaphore | None = None, pace: Pace | None = None
     ) -> None:
+        self.turn = turn
+        self.over: Callable[[], None] = _nothing
+        """Called in the task of a run as that is over, or does not begin after all; whoever runs it sets it."""
         self._service = service
         self._own = own
         self._pace = pace
@@ -107,10 +126,12 @@ class Gate:
         return self.due() and not (self._service.locked() or (self._own is not None and self._own.locked()))
 
     def give(self) -> None:
-        """Give the slots back."""
+        """Give the slots back, and the turn where this task has it."""
         self._service.release()
         if self._own is not None:
             self._own.release()
+        self.turn.give()
+        self.over()
 
 
 def prefetch(service: Service, handler: Handler) -> int:
@@ -129,7 +150,7 @@ def prefetch(service: Service, handler: Handler) -> int:
 class Subscriber:
     """The tasks that take one handler's deliveries, as many as may be unsettled at once.
 
-    `turn` is the right to run a suspect, and `runs` tells which run of its messages is not over yet.
+    `runs` tells which run of its messages is not over yet.
     """
 
     def __init__(
@@ -138,7 +159,6 @@ class Subscriber:
         gate: Gate,
         process: Process,
         unsettled: int,
-        turn: Turn,
         runs: Runs,
         grace: float,
         stubborn: Callable[[], None],
@@ -149,14 +169,17 @@ class Subscriber:
         self.limit = handler.flow.most(unsettled)
         self._gate = gate
         self._process = process
-        self._turn = turn
+        self._turn = gate.turn
         self._runs = runs
         self._grace = grace
         self._stubborn = stubborn
         self._busy: set[asyncio.Task[None]] = set()
         self._left_over: set[asyncio.Task[None]] = set()
+        self._again: dict[asyncio.Task[None], Delivery] = {}
         self._waits: set[asyncio.Timeout] = set()
         self._idle = 0
+        self._held_up = False
+        runs.here = self._again.values
 
     async def run(self, consumer: Consumer, stop: asyncio.Event) -> None:
         """Take deliveries until `stop` is set; then let what runs finish within the grace, and leave the rest."""
@@ -183,10 +206,10 @@ class Subscriber:
         flow = self.handler.flow
         while True:
             wanted = self._allowed()
-            if wanted == self.limit:
+            if wanted == self.limit and not self._held_up:
                 await flow.changed()
-            elif wanted > self.limit:
-                self.limit = wanted
+            elif wanted >= self.limit:
+                self.limit, self._held_up = wanted, False
                 await consumer.limit(wanted)
             else:
                 await consumer.limit(wanted)
@@ -217,6 +240,7 @@ class Subscriber:
                     await self._run(delivery, consumer, stop, task)
                 finally:
                     self._idle += 1
+                    self._again.pop(task, None)
                 # a full buffer never suspends, and neither may a handler: the loop has others to serve
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -227,6 +251,8 @@ class Subscriber:
         """Run a delivery; a suspect beside no other suspect of the process, while what is none goes on."""
         alone = delivery.suspect
         fresh = not (alone or delivery.redelivered or delivery.lost)
+        if delivery.redelivered:
+            self._again[task] = delivery
         at_once = fresh and self._may_begin() and await self._gate.take_now()
         if not at_once and not await self._waited(self._right(delivery, consumer), delivery):
             return
@@ -239,8 +265,6 @@ class Subscriber:
             if task in self._left_over or flow.held:
                 self._left_over.discard(task)
                 flow.tell()
-            if alone:
-                self._turn.give()
         if alone and isinstance(outcome, Release) and not (delivery.lost or stop.is_set()):
             # what nothing else can keep is held for long
             await self._let_pass(consumer)
@@ -258,11 +282,21 @@ class Subscriber:
             while not self._may_begin():
                 await self.handler.flow.changed()
             await self._gate.reserve()
-            if self._may_begin() and not delivery.lost and (not delivery.suspect or self._turn.take_now()):
+            over = partial(self._over, delivery)
+            if self._may_begin() and not delivery.lost and (not delivery.suspect or self._turn.take_now(over)):
                 self._gate.begin()
                 return True
             self._gate.give()
         return False
+
+    def _over(self, delivery: Delivery) -> None:
+        """See that a suspect whose run is over does not hold up its neighbours while it is settled."""
+        asyncio.get_running_loop().call_later(SETTLES_WITHIN, self._look, delivery)
+
+    def _look(self, delivery: Delivery) -> None:
+        if any(delivery is each for each in self._again.values()):
+            self._held_up = True
+            self.handler.flow.tell()
 
     async def _let_pass(self, consumer: Consumer) -> None:
         """Take more beside a suspect that does not run: nothing can die with it, and its neighbours go on."""

@@ -29,6 +29,11 @@ def check(pattern: str) -> str:
     return pattern
 
 
+def is_literal(pattern: str) -> bool:
+    """Tell whether the pattern matches one event type only: itself."""
+    return {"*", "#"}.isdisjoint(pattern.split("."))
+
+
 def matches(pattern: str, key: str) -> bool:
     """Tell whether an event type (or any routing key) matches the pattern."""
     return _compiled(pattern).fullmatch(f".{key}" if key else "") is not None

@@ -93,7 +93,7 @@ class Version:
 class Survey:
     """What the code of an app declares, there or not, and what is there of other versions of it.
 
-    `trouble` says why nothing is known of the broker, or of other versions.
+    `trouble` says why nothing is known of the broker, or of other versions; `refused` that it may not be known.
     """
 
     app: str
@@ -102,6 +102,7 @@ class Survey:
     left: tuple[Part, ...] = ()
     versions: tuple[Version, ...] = ()
     trouble: str = ""
+    refused: bool = False
 
     @property
     def missing(self) -> tuple[Part, ...]:

@@ -286,18 +286,18 @@ class Worker:
         self, service: Service, handler: Handler, slots: asyncio.Semaphore, runtime: Runtime
     ) -> Subscriber | OrderedSubscriber:
         own = None if handler.concurrency is None else asyncio.Semaphore(handler.concurrency)
-        gate = Gate(slots, own, Pace(handler.rate) if handler.rate is not None else None)
+        gate = Gate(slots, self._turn, own, Pace(handler.rate) if handler.rate is not None else None)
         runs = Runs()
         process = build(handler, runtime, gate, runs, (*self._middleware, *service.middleware), self._log)
         if handler.ordered_by is not None:
             known = handler.known(self._events) if handler.events else None
             key_of = keyed(known, handler.ordered_by, self._settings.max_message_bytes)
             at_once, grace = handler.concurrency or service.concurrency, self._settings.grace
-            return OrderedSubscriber(handler, gate, process, at_once, key_of, self._turn, grace, self.stubborn)
+            return OrderedSubscriber(handler, gate, process, at_once, key_of, runs, grace, self.stubborn)
         unsettled = prefetch(service, handler)
         if handler.rate is not None:
             process = fitted(handler.rate, handler.flow, unsettled, process)
-        return Subscriber(handler, gate, process, unsettled, self._turn, runs, self._settings.grace, self.stubborn)
+        return Subscriber(handler, gate, process, unsettled, runs, self._settings.grace, self.stubborn)
 
     async def _subscribe(
         self, subscriber: Subscriber | OrderedSubscriber, stop: asyncio.Event, consuming: Countdown

@@ -13,8 +13,8 @@ LONGEST_FILE = 500
 LONGEST_FUNCTION = 50
 
 LAYERS = (
-    {"errors", "clock", "topic", "logs", "lots", "places", "forks"},
-    {"settings", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
+    {"errors", "clock", "topic", "logs", "lots", "places", "forks", "interrupts", "beside"},
+    {"settings", "fields", "event", "retry", "deadline", "flow", "pace", "endpoint", "metrics", "draining"},
     {"watchdog", "strays", "stopping"},
     {"message"},
     {"outcome", "replies", "topology"},

@@ -6,7 +6,8 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from inspect import Parameter
+from typing import Any, Final
 
 import typer
 
@@ -16,11 +17,14 @@ from ..errors import ConfigurationError
 from .errors import explained
 
 
+UNNAMED: Final = (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
 def bound(command: Callable[..., Any], app: App) -> Callable[..., None]:
     """Return the command as Typer takes it, without its first parameter if that is called `app`.
 
     A coroutine is run; a whole number that is returned is the exit code. Raises ConfigurationError where an annotation
-    cannot be read.
+    cannot be read, and for a parameter that cannot be given by its name.
     """
     try:
         signature = inspect.signature(command, eval_str=True)
@@ -32,6 +36,11 @@ def bound(command: Callable[..., Any], app: App) -> Callable[..., None]:
     parameters = list(signature.parameters.values())
     takes_app = bool(parameters) and parameters[0].name == "app"
     kept = parameters[takes_app:]
+    if unnamed := [each for each in kept if each.kind in UNNAMED]:
+        raise ConfigurationError(
+            f"command {command.__name__}: {str(unnamed[0]).partition(':')[0]} is not given by its name; write each "
+            "parameter by itself, without `/`, `*` or `**`, and several values as one, such as `orders: list[str]`"
+        )
     given = (app,) if takes_app else ()
 
     def work(options: dict[str, Any]) -> object:

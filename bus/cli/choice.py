@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import get_args
 
@@ -13,6 +13,7 @@ from ..app import App
 from ..errors import ConfigurationError
 from ..outcome import Letter, Reason
 from ..settings import check_name
+from ..topic import is_literal
 from ..transport import DeadLetters
 from .span import span
 
@@ -35,7 +36,7 @@ class Choice:
             and self.handler in (None, letter.handler, f"{letter.service}.{letter.handler}")
             and self.type in (None, letter.message.type)
             and self.reason in (None, letter.failure.reason)
-            and (self.older is None or clock.now() - letter.failure.last_failed_at > self.older)
+            and (self.older is None or _failed_before(letter, self.older))
         )
 
     def services(self, app: App) -> list[str]:
@@ -104,12 +105,34 @@ def name(letter: Letter) -> str:
     return f"{letter.service}/{letter.id}"
 
 
+def _failed_before(letter: Letter, age: timedelta) -> bool:
+    # only a worker notes when: what the broker gave up on by itself has the message's own time
+    return bool(letter.failure.worker) and clock.now() - letter.failure.last_failed_at > age
+
+
 async def matching(app: App, dead: DeadLetters, chosen: Choice, *, closed: bool = False) -> AsyncIterator[Letter]:
-    """Yield the letters that are meant, by service, oldest first; each is read when it is asked for."""
+    """Yield the letters that are meant, by service, oldest first; each is read when it is asked for.
+
+    One whose type is unknown has the type of its handler, where that subscribes to just one.
+    """
+    patterns = {h.subscription_name: h.subscription(app.events).patterns for s in app.services for h in s.handlers}
+    only = {name: found[0] for name, found in patterns.items() if len(found) == 1 and is_literal(found[0])}
     for service in chosen.services(app):
-        async for letter in dead.browse(service, closed=closed):
+        async for found in dead.browse(service, closed=closed):
+            type = found.message.type or only.get(f"{found.service}.{found.handler}", "")
+            letter = replace(found, message=replace(found.message, type=type))
             if chosen.fits(letter):
                 yield letter
+
+
+def require_type(app: App, letter: Letter, to: str) -> None:
+    """Raise LookupError where a letter's type is unknown, and the handler `to` cannot be run without one."""
+    typed = {handler.subscription_name for service in app.services for handler in service.handlers if handler.events}
+    if not letter.message.type and to in typed:
+        raise LookupError(
+            f"the type of {name(letter)} is unknown, as the broker gave up on it by itself, and {to} takes several: "
+            "publish its body with `publish TYPE`, and discard it"
+        )
 
 
 async def select(app: App, dead: DeadLetters, chosen: Choice) -> Selection:

@@ -12,13 +12,14 @@ import typer
 from ..app import App
 from ..errors import ConfigurationError
 from ..outcome import Letter, Reason
+from ..settings import check_name
 from ..topic import matches_any
 from ..transport import DeadLetters, Subscription
 from . import acting, editing, moving
 from . import letters as screen
 from .binding import bound
 from .broker import dead_letters
-from .choice import Choice, choice, matching, one
+from .choice import Choice, choice, matching, one, require_type
 from .errors import FAILED, tell
 from .span import rate as seconds_apart
 
@@ -32,7 +33,11 @@ ReasonOption = Annotated[
     str | None, typer.Option("--reason", help=f"With this reason only: {', '.join(get_args(Reason))}.")
 ]
 OlderOption = Annotated[
-    str | None, typer.Option("--older-than", help="That last failed longer ago than this, such as 30m, 2h or 7d.")
+    str | None,
+    typer.Option(
+        "--older-than",
+        help="That last failed longer ago than this, such as 30m, 2h or 7d; none whose time is not known.",
+    ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one array of objects.")]
@@ -120,11 +125,13 @@ def replay(
     target = None if to is None else _subscription(app, to)
 
     async def send(dead: DeadLetters, letter: Letter) -> None:
-        if target is not None and target.patterns and not matches_any(target.patterns, letter.message.type):
+        own, type = f"{letter.service}.{letter.handler}", letter.message.type
+        if type and target is not None and target.patterns and not matches_any(target.patterns, type):
             wanted = ", ".join(target.patterns)
-            raise LookupError(f"{target.name} does not handle {letter.message.type!r}; it handles {wanted}")
-        own = target is None or target.name == f"{letter.service}.{letter.handler}"
-        await dead.replay(letter, to=None if own or target is None else target.name)
+            raise LookupError(f"{target.name} does not handle {type!r}; it handles {wanted}")
+        place = own if target is None else target.name
+        require_type(app, letter, place)
+        await dead.replay(letter, to=None if place == own else place)
 
     return asyncio.run(acting.act(app, chosen, "replay", send, yes=yes, pause=pause))
 
@@ -173,18 +180,20 @@ def export(
     moving.export(app, file, choice(ids, service, handler, type, reason, older_than))
 
 
-def import_letters(app: App, file: FileArgument) -> int:
+def import_letters(file: FileArgument) -> int:
     """Keep the letters of a file as open ones, here or on another broker; what is open already is left out."""
-    return moving.restore(app, file)
+    return moving.restore(file)
 
 
-def compact(app: App, service: Annotated[str, typer.Argument(help="The service.")], yes: YesOption = False) -> int:
+def compact(
+    service: Annotated[str, typer.Argument(help="The service; it may be gone from the code.")], yes: YesOption = False
+) -> int:
     """Erase the closed letters of a service for good. It may be cut off at any moment, and run again."""
-    (chosen,) = app.chosen(service)
+    check_name("service", service)
     if not yes and not acting.confirmed(f"erase the closed dead letters of {service} for good?"):
         tell("nothing was erased: compact was not confirmed")
         return FAILED
-    left, erased = asyncio.run(_compact(chosen.name))
+    left, erased = asyncio.run(_compact(service))
     typer.echo(f"compact: {erased} closed letters of {service} are erased, {left} open ones are left")
     return 0
 

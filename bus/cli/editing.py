@@ -21,7 +21,7 @@ from ..outcome import Letter
 from . import temporary
 from .acting import confirmed
 from .broker import dead_letters
-from .choice import name, one
+from .choice import name, one, require_type
 from .errors import tell
 from .indented import indented
 
@@ -30,6 +30,7 @@ def edit(app: App, id: str, service: str | None) -> None:
     """Have the body edited, and send it if it was changed and fits the event."""
     program = _editor()
     letter = asyncio.run(_letter(app, id, service))
+    require_type(app, letter, f"{letter.service}.{letter.handler}")
     before = _pretty(letter)
     file = _written(before)
     try:

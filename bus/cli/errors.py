@@ -30,7 +30,7 @@ FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def explained(work: Callable[[], object], told: Callable[[str], None] | None = None) -> int:
-    """Do the work and return the exit code: what it returns if that is a number, else 0.
+    """Do the work and return the exit code: what it returns if that is a number from 0 to 255, 1 for another, else 0.
 
     What a user can cause is told, by default in lines on standard error; anything else is raised, as a bug is.
     """
@@ -48,7 +48,10 @@ def explained(work: Callable[[], object], told: Callable[[str], None] | None = N
         for text in dict.fromkeys(map(_told, leaves)):
             say(text)
         return codes[0]
-    return code if isinstance(code, int) and not isinstance(code, bool) else 0
+    if not isinstance(code, int) or isinstance(code, bool):
+        return 0
+    # the system keeps eight bits: 256 would say that it worked
+    return code if 0 <= code < 256 else FAILED
 
 
 def code_of(error: BaseException) -> int | None:

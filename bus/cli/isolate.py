@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 from .. import logs
 from ..errors import ConfigurationError
@@ -25,6 +25,8 @@ NO_BROKER = (
     "messages. Set BUS_URL=amqp://…"
 )
 
+Handlers: TypeAlias = Mapping[str, Sequence[str]]
+"""The handlers of each service of a process."""
 TOGETHER: Final = 1.0
 """Seconds within which signals come to all processes that somebody stops at once."""
 SUPERVISOR: Final = "supervisor"
@@ -52,9 +54,9 @@ def supervise(settings: Settings, chosen: Sequence[str], groups: Sequence[str]) 
         if isinstance(known, int):
             return 0 if stop.is_set() else known
         groups_of = compartments(list(known), chosen, groups)
-        processes = {name: {service: known[service] for service in of} for name, of in groups_of.items()}
+        processes = working({name: {each: known[each] for each in of} for name, of in groups_of.items()})
         supervisor = Supervisor(processes, starting(command), grace=settings.grace, tell=tell)
-        log.info("supervisor starting", processes=groups_of)
+        log.info("supervisor starting", processes={name: list(of) for name, of in processes.items()})
         async with answering(Whole(supervisor.kept, stop), settings.http):
             code = await supervisor.run(stop)
         log.info("supervisor stopped")
@@ -144,6 +146,18 @@ def compartments(known: Sequence[str], chosen: Sequence[str], groups: Sequence[s
             raise ConfigurationError(f"--group {service}=…: the service {service!r}, which is not in it, has that name")
         processes[service] = (service,)
     return _told_apart(processes)
+
+
+def working(processes: Mapping[str, Handlers]) -> dict[str, Handlers]:
+    """Return the processes that have a handler, and tell which services are left out.
+
+    Where none has, all are returned: each ends by that mistake, and says so.
+    """
+    found = {name: services for name, services in processes.items() if any(services.values())}
+    idle = [service for name, services in processes.items() if name not in found for service in services]
+    if found and idle:
+        logs.logger().warning("services without handlers", services=idle, told="they have no process")
+    return found or dict(processes)
 
 
 def _told_apart(processes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_ROWS: Final = 200
+UNKNOWN: Final = "unknown"
+"""The type of what named none, and was given up by the broker."""
 CLOSING: Final = ("replayed", "edited", "discarded")
 SHOWN_APART: Final = {"body", "headers", "problems"}
 
@@ -45,7 +47,9 @@ class Listing:
         if len(self.rows) < MOST_ROWS:
             at = f"{failure.last_failed_at:%Y-%m-%d %H:%M:%S}"
             error = " ".join(f"{failure.error_type}: {failure.error}".split())[:200] + _state(letter)
-            self.rows.append((name(letter), letter.handler, letter.message.type, failure.attempts, at, error))
+            self.rows.append(
+                (name(letter), letter.handler, letter.message.type or UNKNOWN, failure.attempts, at, error)
+            )
 
 
 def _state(letter: Letter) -> str:
@@ -124,4 +128,5 @@ def _told(mark: Mark) -> str:
 
 def _attributes(message: Message) -> dict[str, object]:
     values = {field.name: getattr(message, field.name) for field in fields(message) if field.name not in SHOWN_APART}
+    values["type"] = message.type or UNKNOWN
     return {f"message {key.replace('_', ' ')}": value for key, value in values.items() if value not in (None, False)}

@@ -18,6 +18,7 @@ import typer
 from ..app import App
 from ..errors import ConfigurationError, MessageTooLarge
 from ..packing import unpack
+from ..settings import check_name
 from . import temporary
 from .broker import dead_letters
 from .choice import Choice, matching, name
@@ -45,10 +46,10 @@ async def _export(app: App, lines: IO[bytes], chosen: Choice) -> int:
     return len(names)
 
 
-def restore(app: App, file: str) -> int:
+def restore(file: str) -> int:
     """Keep every letter of the file as an open one, none where any line is wrong, and return the exit code."""
     with _read(file) as lines:
-        problems = list(_problems(app, lines))
+        problems = list(_problems(lines))
         if problems:
             more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
             raise ConfigurationError(*problems[:MOST_TOLD], *more, "no letter was imported")
@@ -80,26 +81,26 @@ async def _restore(lines: IO[bytes]) -> int:
     return FAILED if large else 0
 
 
-def _problems(app: App, lines: IO[bytes]) -> Iterator[str]:
-    services = {service.name for service in app.services}
+def _problems(lines: IO[bytes]) -> Iterator[str]:
     empty = True
     for number, line in enumerate(lines, 1):
         if line.strip():
             empty = False
             try:
-                _check(orjson.loads(line), services)
-            except ValueError as error:
+                _check(orjson.loads(line))
+            except (ValueError, ConfigurationError) as error:
                 yield f"line {number}: {error}"
     if empty:
         yield "there is no letter in it"
 
 
-def _check(packed: Any, services: set[str]) -> None:
+def _check(packed: Any) -> None:
     if not isinstance(packed, dict):
         raise ValueError("it is no object")  # noqa: TRY004
-    letter = unpack(packed)
-    if packed.get("service") != letter.service or letter.service not in services:
-        raise ValueError(f"there is no service {packed.get('service')!r}; there are {', '.join(sorted(services))}")
+    # the service may be gone from the code: the broker tells whether it has letters of it
+    service = check_name("service", unpack(packed).service)
+    if packed.get("service") != service:
+        raise ValueError(f"its service is {packed.get('service')!r}, and that of its failure {service!r}")
 
 
 def _objects(lines: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:

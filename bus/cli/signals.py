@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from ..forks import in_child
+from ..interrupts import raises_nothing
 from .errors import INTERRUPTED
 
 
@@ -26,6 +27,7 @@ def stop_on_signals(stop: asyncio.Event, log: Any, event: str, at_once: Callable
         stop.set()
         log.info(event, told="what runs may finish" + ("; a second signal stops at once" if at_once else ""))
 
+    @raises_nothing
     def signalled(_: int, __: FrameType | None) -> None:
         nonlocal signals
         signals += 1

@@ -13,7 +13,7 @@ import typer
 
 from .. import settings as environment
 from ..app import App
-from ..errors import ConfigurationError
+from ..errors import AccessRefused, ConfigurationError
 from ..logs import escape
 from ..topology import SHARED, Part, Pruned, Survey, going
 from ..transport import Subscription
@@ -118,6 +118,8 @@ async def _prune(app: App, *, messages: bool, consumers: bool, yes: bool) -> int
     wanted = subscriptions(app)
     async with broker("topology prune removes from a broker") as transport:
         found = await transport.topology.survey(app.name, wanted)
+        if found.refused:
+            raise AccessRefused(f"{found.trouble}, so nothing is removed")
         if found.trouble:
             tell(found.trouble)
         meant = going(found.left, lambda part: _meant(part, messages=messages, consumers=consumers))

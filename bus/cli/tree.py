@@ -32,8 +32,9 @@ WHY: Final = {
     "service": "others of its service stay",
 }
 LEGEND: Final = (
-    "Ready: messages that wait to be taken; what a worker holds is not counted. A stream (dead letters, suspects, "
-    "record) counts all its entries, marks too, and is a few seconds behind."
+    "Ready: messages that wait to be taken; what a worker holds is not counted. Consumers are no replicas: "
+    "one worker may be several consumers of a queue. A stream (dead letters, suspects, record) counts all its entries, "
+    "marks too, and is a few seconds behind."
 )
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .direct import context
     from .simulation import SimulationFailed, simulate
-    from .tester import NotSettled, Tester
+    from .tester import Tester
+    from .unsettled import NotSettled
     from .virtual_time import NoVirtualTime
 
 
@@ -15,7 +16,7 @@ __all__ = ["NoVirtualTime", "NotSettled", "SimulationFailed", "Tester", "context
 
 _HOMES: Final = {
     "context": "direct",
-    "NotSettled": "tester",
+    "NotSettled": "unsettled",
     "NoVirtualTime": "virtual_time",
     "SimulationFailed": "simulation",
     "Tester": "tester",

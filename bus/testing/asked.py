@@ -40,49 +40,6 @@ def check_event_class(kind: Any, known: Events) -> None:
     raise ConfigurationError(f"published(…) takes an event class, not {kind!r}: write published({name})")
 
 
-def classes_of(
-    kind: type[Event], known: Events, services: Iterable[Service], types: Iterable[str]
-) -> dict[str, type[Event]]:
-    """Return by which class to read those of these types that are events of a class, or of a base's subclasses.
-
-    Those that no handler subscribes to count too. Raises ConfigurationError where a type has two classes, and it is not
-    one of them alone that a handler's module names.
-    """
-    if (own := kind.__schema__.type) is not None:
-        return {own: kind}
-    found: dict[str, type[Event]] = {}
-    for name in set(types):
-        classes = [cls] if (cls := known.get(name)) is not None else _of_type(name, kind)
-        if len(classes) > 1:
-            classes = [cls for cls in classes if _is_named(cls, services)] or classes
-        if len(classes) > 1:
-            told = " and ".join(f"{each.__module__}.{each.__qualname__}" for each in classes)
-            raise ConfigurationError(
-                f"published({kind.__name__}): the type {name!r}, which was published and which no handler here "
-                f"subscribes to, has several classes: {told}. Ask for the one that is meant"
-            )
-        found.update((name, cls) for cls in classes if issubclass(cls, kind))
-    return found
-
-
-def _of_type(name: str, base: type[Event]) -> list[type[Event]]:
-    """Return the subclasses of a base that have this type; of a class that was defined again, the last."""
-    named: dict[tuple[str, str], type[Event]] = {}
-    left = [base]
-    while left:
-        cls = left.pop(0)
-        left += cls.__subclasses__()
-        if cls.__schema__.type == name and not cls.__pydantic_generic_metadata__["origin"]:
-            named[cls.__module__, cls.__qualname__] = cls
-    return list(named.values())
-
-
-def _is_named(cls: type[Event], services: Iterable[Service]) -> bool:
-    """Tell whether the module of a handler has this class."""
-    functions = [handler.function for service in services for handler in service.handlers]
-    return any(value is cls for function in functions for value in getattr(function, "__globals__", {}).values())
-
-
 def check_handler(function: Any, services: Iterable[Service]) -> None:
     """Raise ConfigurationError for what is no handler of these services."""
     handlers = [handler for service in services for handler in service.handlers]

@@ -88,8 +88,8 @@ def refuse_idle(counts: Mapping[str, int]) -> None:
         )
     if counts.get("left"):
         raise ConfigurationError(
-            "simulate(…, scenario): the scenario ended while handlers had work to do, and waited for none of it, so it "
-            "proves nothing: await bus.settled() in it, before it asserts"
+            "simulate(…, scenario): the scenario ended while handlers had work to do, and waited for none of it after "
+            "its last publish, so it proves nothing: await bus.settled() in it, before it asserts"
         )
 
 

@@ -33,6 +33,8 @@ class FragileTransport(MemoryTransport):
         self._down_until = 0.0
         self._stalled: Counter[str] = Counter()
         self.worker_comes_again = False
+        self.waited_for = False
+        """Whether the scenario waited by the bus since its last publish."""
 
     def waiting(self) -> dict[str, int]:
         """Return what is not settled yet; while a worker is to start again, nothing is."""
@@ -47,6 +49,7 @@ class FragileTransport(MemoryTransport):
         if in_a_worker():
             await self._publish(messages)
         else:
+            self.waited_for = False
             await self.store(messages)
 
     async def store(self, messages: Sequence[Outgoing]) -> None:
@@ -213,10 +216,10 @@ class FragileDelivery(MemoryDelivery):
         match outcome:
             case Ack():
                 if outcome.publish:
-                    self._require()
-                    await self._fragile.store(outcome.publish)
+                    if outcome.complete is None:
+                        self._require()
+                    await self._stored(outcome.publish)
                 if outcome.complete is not None:
-                    self._require()
                     await outcome.complete()
                     await asyncio.sleep(0)
                 outcome = Ack(reply=outcome.reply)
@@ -227,6 +230,17 @@ class FragileDelivery(MemoryDelivery):
                 outcome = Ack()
         await super().settle(outcome)
         await asyncio.sleep(0)
+
+    async def _stored(self, events: Sequence[Outgoing]) -> None:
+        """Store what was published with it; what cannot be stored is tried again for as long as it is not lost."""
+        while True:
+            try:
+                await self._fragile.publish(events)
+            except BusUnavailable:
+                self._require()
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     def _require(self) -> None:
         if self.lost:

@@ -7,10 +7,11 @@ generation drives its coroutine through a trampoline that stops resuming it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import inspect
 import types
+import warnings
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -54,11 +55,9 @@ class Generation:
         if stuck:
             self.abandon()
             await _cancelled(stuck, within)
-        for coroutine in self._driven.values():
-            for _ in range(NESTED):
-                with contextlib.suppress(Exception, BaseExceptionGroup):
-                    coroutine.close()
-                    break
+        with _never_awaited():
+            for task in [*self._driven]:
+                _close(self._driven.pop(task))
         return names
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, arguments: Any) -> asyncio.Task[Any]:
@@ -70,8 +69,10 @@ class Generation:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         if not self.abandoned:
-            # one that was cancelled before its first step has a coroutine that nobody ever awaited
-            self._driven.pop(task).close()
+            # one that was cancelled before its first step was to await what nobody awaits now
+            begun = _state(self._driven[task]) == inspect.CORO_CLOSED
+            with nullcontext() if begun else _never_awaited():
+                _close(self._driven.pop(task))
 
     async def _drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return await self._resumed(coroutine)
@@ -86,7 +87,7 @@ class Generation:
                 try:
                     yield from wait or asyncio.get_running_loop().create_future()
                 except asyncio.CancelledError as cancelled:
-                    if self.abandoned:
+                    if self.abandoned or _state(coroutine) == inspect.CORO_CREATED:
                         raise
                     value, resume = cancelled, coroutine.throw
                 wait = None
@@ -100,6 +101,38 @@ class Generation:
                 if self.abandoned:
                     raise
                 value, resume = error, coroutine.throw
+
+
+def _close(coroutine: Any) -> None:
+    """Close a coroutine, after what it awaits; what awaits as it is closed is closed again."""
+    if _state(coroutine) == inspect.CORO_CREATED:
+        with suppress(GeneratorExit):
+            coroutine.throw(GeneratorExit)  # since Python 3.13 close() keeps what it was given
+        return
+    refused = 0
+    while refused < NESTED:
+        inner = coroutine
+        while _state(awaited := getattr(inner, "cr_await", None)) == inspect.CORO_SUSPENDED:
+            inner = awaited
+        try:
+            inner.close()
+        except (Exception, BaseExceptionGroup):
+            refused += 1
+        else:
+            if inner is coroutine:
+                return
+
+
+@contextmanager
+def _never_awaited() -> Iterator[None]:
+    """Let nobody be warned of what tasks that had not begun were to await: that is no slip of theirs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        yield
+
+
+def _state(thing: Any) -> str | None:
+    return inspect.getcoroutinestate(thing) if inspect.iscoroutine(thing) else None
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[Any]], within: float) -> list[asyncio.Task[Any]]:

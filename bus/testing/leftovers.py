@@ -1,4 +1,7 @@
-"""Leftovers: tasks that a scenario left. They are cancelled, and end in virtual time, as their own clock stands."""
+"""Leftovers: tasks that a scenario left, and generators of crashed workers.
+
+They are cancelled and closed, and end in virtual time, as their own clock stands.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,16 @@ import contextlib
 from typing import Any
 
 from .ending import CLOSING
-from .tester import NotSettled
+from .unsettled import NotSettled
 from .virtual_time import VirtualTime
+
+
+async def close_generators_left() -> None:
+    """Close the generators that are left, as the end of the loop would, and give up on what does not close."""
+    time, loop = VirtualTime(lambda: True), asyncio.get_running_loop()
+    with time.installed(), time.jumping(), contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSING):
+            await loop.shutdown_asyncgens()
 
 
 async def end_tasks_left() -> None:

@@ -6,6 +6,7 @@ uses it, and needs nothing but pytest.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,13 @@ async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Tester]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Show what happened on the bus beside a failure."""
     report = yield
-    tester: Any = getattr(item, "funcargs", {}).get("bus")
-    if report.when == "call" and report.failed and hasattr(tester, "story"):
-        report.sections.append(("tidegate", tester.story()))
+    if report.when == "call" and report.failed:
+        for tester in filter(_is_tester, getattr(item, "funcargs", {}).values()):
+            report.sections.append(("tidegate", tester.story()))
     return report
+
+
+def _is_tester(value: Any) -> bool:
+    """Tell whether it is a Tester, without an import: a project's own fixture may be a mock, even of a Tester."""
+    module = sys.modules.get("bus.testing.tester")
+    return module is not None and issubclass(type(value), module.Tester)

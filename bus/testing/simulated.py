@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
 from inspect import isawaitable
 from random import Random
 from typing import Any, Final, TypeAlias, TypeVar
@@ -20,10 +21,11 @@ from .ending import raised_by
 from .faults import Course, Fault
 from .fragile import FragileTransport
 from .generation import in_a_worker
-from .leftovers import end_tasks_left
+from .leftovers import close_generators_left, end_tasks_left
 from .patience import OutOfPatience, Patience
 from .report import Story
-from .tester import MOST_DELIVERIES, WITHIN, NotSettled, Tester
+from .tester import MOST_DELIVERIES, WITHIN, Tester
+from .unsettled import NotSettled, not_come
 
 
 E = TypeVar("E", bound=Event)
@@ -73,7 +75,6 @@ class Simulated(Tester):
         self._slowed = False
         self._came = False
         self._patience = Patience()
-        self._waited = False
         self._unsettled = 0
 
     async def run(self, scenario: Scenario) -> BaseException | None:
@@ -89,6 +90,7 @@ class Simulated(Tester):
                     )
                 raised = await self._run(playing)
             await end_tasks_left()
+            await close_generators_left()
         except NotSettled as stuck:
             # its worker did not end: that says more than what came of it
             raised = stuck if raised is None or isinstance(raised, NotSettled) else raised
@@ -117,7 +119,7 @@ class Simulated(Tester):
                 finally:
                     restarting.cancel()
                     self._armed = False
-                    self._unsettled = 0 if self._waited else self._at_work + sum(self._left().values())
+                    self._unsettled = 0 if self._fragile.waited_for else self._at_work + sum(self._left().values())
         except BaseExceptionGroup as group:
             raised = first_leaf(group)
         return raised
@@ -130,26 +132,32 @@ class Simulated(Tester):
                 await self._patience.while_it_lasts(playing)
         except OutOfPatience as error:
             left = [f"{count} {what}" for what, count in self._left().items()] or ["nothing is left on the bus"]
-            told = "\n  ".join([f"the scenario waits for what does not come: {error}", *left, *self._busy()])
-            raise NotSettled(told).with_traceback(error.__traceback__) from None
+            told = not_come(f"the scenario waits for what does not come: {error}", left, self._running)
+            raise told.with_traceback(error.__traceback__) from None
 
     async def settled(self, *, within: Seconds = WITHIN, deliveries: int = MOST_DELIVERIES) -> None:
         """Return when every delivery, retry and delay has run. Raises as `Tester.settled`."""
-        self._waited = True
-        async with self._patience.trusted():
+        async with self._waiting():
             await super().settled(within=within, deliveries=deliveries)
 
     async def advance(self, by: Seconds, *, within: Seconds = WITHIN) -> None:
         """Let `by` seconds pass. Raises as `Tester.advance`."""
-        self._waited = True
-        async with self._patience.trusted():
+        async with self._waiting():
             await super().advance(by, within=within)
 
-    async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
-        """Publish an event and return the first event of the class `reply` that it causes. Raises as `Bus.request`."""
-        self._waited = self._waited or not in_a_worker()
-        async with self._patience.trusted():
-            return await super().request(event, reply, timeout=timeout)
+    async def request(self, event: Event, reply: type[E], *, timeout: Seconds, within: Seconds = WITHIN) -> E:
+        """Publish an event and return the first event of the class `reply` that it causes, as `Tester.request`."""
+        async with self._waiting():
+            return await super().request(event, reply, timeout=timeout, within=within)
+
+    @asynccontextmanager
+    async def _waiting(self) -> AsyncIterator[None]:
+        """Trust the scenario that waits by the bus, and note that it did, for what it published meanwhile too."""
+        try:
+            async with self._patience.trusted():
+                yield
+        finally:
+            self._fragile.waited_for = self._fragile.waited_for or not in_a_worker()
 
     def _clock_stands(self) -> None:
         super()._clock_stands()
@@ -173,11 +181,12 @@ class Simulated(Tester):
         until = loop.time() + OPENING
         for name, error in self.worker.unavailable.items():
             self._happened.append(f"{name} waits for a resource or its store: {described(error)}")
-        while self.worker.unavailable and not self._ends.is_set():
-            self._require_owner()
-            if loop.time() > until:
-                raise next(iter(self.worker.unavailable.values()))
-            await asyncio.sleep(1)
+        with self._working_on():
+            while self.worker.unavailable and not self._ends.is_set():
+                self._require_owner()
+                if loop.time() > until:
+                    raise next(iter(self.worker.unavailable.values()))
+                await asyncio.sleep(1)
 
     def _left_open(self) -> str | None:
         """Return what was not closed in time, unless a step took so long that it may have been the reason."""
@@ -256,7 +265,8 @@ class Simulated(Tester):
         while True:
             await self._ends.wait()
             assert self._owner is not None
-            await self._unless_crashed(asyncio.wait([self._owner]))
+            with self._working_on():
+                await self._unless_crashed(asyncio.wait([self._owner]))
             self._armed = False
             await asyncio.sleep(self._down_for)
             self._stop = asyncio.Event()

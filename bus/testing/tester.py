@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from ..client import Bus
 from ..clock import Seconds, span
-from ..discovery import named
-from ..errors import ConfigurationError, TidegateError
+from ..errors import ConfigurationError
 from ..event import Event, decode
 from ..failure import described, first_leaf
 from ..idempotency import Unit
@@ -29,7 +28,9 @@ from ..worker import Worker
 from . import asked
 from .ending import CLOSING, ended, holds, kept_by, left_by, left_open, never_open, raised_by
 from .generation import Generation, generations, in_a_worker
+from .known import Known, classes_of
 from .ran import Run, told_of
+from .unsettled import NotSettled, busiest, busy, not_come
 from .virtual_time import VirtualTime
 
 
@@ -37,10 +38,6 @@ E = TypeVar("E", bound=Event)
 
 MOST_DELIVERIES: Final = 10_000
 WITHIN: Final = 5.0
-
-
-class NotSettled(TidegateError, AssertionError):
-    """The bus did not settle, or its worker did not end: the message says what is left, in which handlers, and why."""
 
 
 class Tester(Bus):
@@ -68,7 +65,7 @@ class Tester(Bus):
         self.services = services
         self.resources: dict[Key, Any] = {Bus: self, **(resources or {})}
         self.middleware = wraps("Tester()", middleware)
-        self._events = named(services)
+        self._events = Known(services)
         self._outside: asked.Outside = "before"
         self._random = Random(0)
         self._scope = ExitStack()
@@ -140,7 +137,7 @@ class Tester(Bus):
                         stuck = self._left_open()
                     else:
                         self._generation.abandon()
-                        stuck = kept_by(self._busy())
+                        stuck = kept_by(busy(self._running))
             # the last of them may have crashed, with no other started yet
             for generation in (*self._gone, self._generation):
                 if generation is not None and (left := await generation.dispose(CLOSING)):
@@ -148,15 +145,25 @@ class Tester(Bus):
         await self.transport.aclose()
         return stuck
 
-    async def request(self, event: Event, reply: type[E], *, timeout: Seconds) -> E:
+    async def request(self, event: Event, reply: type[E], *, timeout: Seconds, within: Seconds = WITHIN) -> E:
         """Publish an event and return the first event of the class `reply` that it causes; time jumps meanwhile.
 
-        As `Bus.request`: a RequestTimeout comes without a wait.
+        As `Bus.request`: a RequestTimeout comes without a wait. Raises NotSettled after `within` real seconds: it names
+        the handlers that are busy, and why the clock stands.
         """
         self._check("request(…)")
-        # a handler's own request lets no time jump: who tests the handler does, and nothing is left of a crashed one
-        with nullcontext() if in_a_worker() else self._time.jumping():
+        if in_a_worker():
+            # a handler's own lets no time jump: who tests the handler does, and nothing is left of a crashed one
             return await super().request(event, reply, timeout=timeout)
+        try:
+            async with asyncio.timeout(None) as scope:
+                with self._time.jumping(within=span(within).total_seconds(), late=lambda: scope.reschedule(0)):
+                    return await super().request(event, reply, timeout=timeout)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            what = f"request({type(event).__name__}) has not come to its end:"
+            raise not_come(what, [self._time.why()], self._running) from None
 
     def _check(self, call: str) -> None:
         asked.check_inside(call, self._outside)
@@ -179,8 +186,11 @@ class Tester(Bus):
             while (left := self._left()) or self._at_work:
                 self._require_owner()
                 self._require_resources()
-                if self._stands or len(self._runs) > most:
-                    raise NotSettled(self._not_settled(left, too_many=len(self._runs) > most))
+                too_many = len(self._runs) > most
+                if self._stands or too_many:
+                    waiting = [f"{count} {what}" for what, count in left.items()]
+                    why = busiest(self._runs) if too_many else self._time.why()
+                    raise not_come("the bus did not settle:", [*waiting, why], self._running)
                 self._news.clear()
                 await self._news.wait()
 
@@ -203,8 +213,7 @@ class Tester(Bus):
         with self._time.jumping(until=until, within=span(within).total_seconds(), arrived=arrive):
             while not arrived:
                 if self._stands:
-                    told = [f"advance({by!r}) has not come to its end:", self._time.why(), *self._busy()]
-                    raise NotSettled("\n  ".join(told))
+                    raise not_come(f"advance({by!r}) has not come to its end:", [self._time.why()], self._running)
                 self._news.clear()
                 await self._news.wait()
         self._require_resources()
@@ -219,14 +228,15 @@ class Tester(Bus):
         assert self._generation is not None
         self._generation.abandon()
         self.transport.crash()
-        for store in self.worker.stores:
-            # what the end of its process would do: what is not committed is rolled back, and locks are free
-            await store.__aexit__(None, None, None)
+        self._running.clear()
+        self._at_work = 0
+        with self._working_on():
+            for store in self.worker.stores:
+                # what the end of its process would do: what is not committed is rolled back, and locks are free
+                await store.__aexit__(None, None, None)
         self._gone.append(self._generation)
         for flow in self.worker.flows.values():
             flow.end()
-        self._running.clear()
-        self._at_work = 0
         await self._start()
 
     def pause(self, name: str) -> None:
@@ -250,7 +260,7 @@ class Tester(Bus):
         """
         asked.check_event_class(kind, self._events)
         asked.check_begun("published(…)", self._outside)
-        classes = asked.classes_of(kind, self._events, self.services, (sent.message.type for sent in self._sent))
+        classes = classes_of(kind, self._events, self.services, (sent.message.type for sent in self._sent))
         return [
             decode(classes[sent.message.type], sent.message.body, sent.message.version)  # type: ignore[misc]
             for sent in self._sent
@@ -276,7 +286,9 @@ class Tester(Bus):
     def message(self, event: Event, *, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
         """Return the event as the message that `publish` would send; raises MessageTooLarge."""
         asked.check_inside("publish(…)", self._outside)
-        return super().message(event, id=id, headers=headers)
+        message = super().message(event, id=id, headers=headers)
+        self._events.check(type(event))
+        return message
 
     def story(self) -> str:
         """Return what was published, handled and raised so far, a line each, in its order."""
@@ -405,17 +417,3 @@ class Tester(Bus):
     def _clock_stands(self) -> None:
         self._stands = True
         self._news.set()
-
-    def _not_settled(self, left: Mapping[str, int], *, too_many: bool) -> str:
-        lines = [f"{count} {what}" for what, count in left.items()]
-        if too_many:
-            busiest = Counter(run.handler.subscription_name for run in self._runs).most_common(3)
-            lines.append("it goes round in circles? busiest: " + ", ".join(f"{name} ({n})" for name, n in busiest))
-        else:
-            lines.append(self._time.why())
-        return "\n  ".join(["the bus did not settle:", *lines, *self._busy()])
-
-    def _busy(self) -> list[str]:
-        """Return the handlers that are running, and where they are written."""
-        handlers = [(handler.subscription_name, handler.function.__code__) for handler in +self._running]
-        return [f"running: {name} ({code.co_filename}:{code.co_firstlineno})" for name, code in handlers]

@@ -40,6 +40,11 @@ SPUN: Final = 0.001
 RUNNING: Final = asyncio.BaseEventLoop.run_forever.__code__
 
 
+def _real() -> float:
+    """Return the seconds of real time, by a clock that nobody stops for a test: freezegun stops `monotonic`."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC) if hasattr(time, "clock_gettime") else time.monotonic()
+
+
 class NoVirtualTime(RuntimeError):
     """The running loop is not asyncio's own selector loop, so its clock cannot jump."""
 
@@ -71,7 +76,7 @@ class VirtualTime:
         self._late = False
         self._executors: set[concurrent.futures.Executor] = set()
         self._spun = 0
-        self._looked = time.monotonic()
+        self._looked = _real()
         self._threads = {thread for thread in threading.enumerate() if not _idle(thread)}
         self.stands: Callable[[], None] = lambda: None
         """Called when time will not come to anything: nothing is left that could happen, or real time is over."""
@@ -110,21 +115,26 @@ class VirtualTime:
 
     def _really(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
         """Wait in real time."""
-        began = time.monotonic()
+        began = _real()
         ready = select(timeout)
-        self._now += time.monotonic() - began
+        self._now += _real() - began
         return ready
 
     @contextmanager
     def jumping(
-        self, *, until: float = math.inf, within: float = math.inf, arrived: Callable[[], None] = lambda: None
+        self,
+        *,
+        until: float = math.inf,
+        within: float = math.inf,
+        arrived: Callable[[], None] = lambda: None,
+        late: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
         """Let time jump from timer to timer: up to `until` on the loop's clock, for `within` real seconds at most.
 
-        `arrived` is called once it is `until` and nothing is left to do. Several may ask at once: it jumps no further
-        than each of them allows.
+        `arrived` is called once it is `until` and nothing is left to do, and `late` once when the real seconds are
+        over. Several may ask at once: it jumps no further than each of them allows.
         """
-        asker = _Asker(until, time.monotonic() + within, arrived)
+        asker = _Asker(until, _real() + within, arrived, late)
         self._askers.append(asker)
         try:
             yield
@@ -187,9 +197,13 @@ class VirtualTime:
             if timeout is None and self._watchers and self.outside() is None:
                 return self._really(select, SILENCE) or self._tell()
             return self._really(select, timeout) if timeout is None or timeout > 0 else select(0)
-        self._late = time.monotonic() > min(asker.deadline for asker in self._askers)
-        if self._late:
+        late = [asker for asker in self._askers if _real() > asker.deadline]
+        self._late = bool(late)
+        if late:
             self.stands()
+            for asker in late:
+                asker.late()
+                asker.late = lambda: None
             return select(0)
         until = min(asker.until for asker in self._askers)
         if timeout is not None and timeout <= 0:
@@ -223,7 +237,7 @@ class VirtualTime:
     def _working(self, select: Callable[[float | None], list[Any]], until: float) -> list[Any]:
         """Look what is ready beside the work that there is; where that never ends, time passes nevertheless."""
         self._spun += 1
-        began, self._looked = self._looked, time.monotonic()
+        began, self._looked = self._looked, _real()
         if self._spun > SPIN:
             if self._now >= until:
                 return self._arrived(select)
@@ -241,13 +255,14 @@ class VirtualTime:
         return select(0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Asker:
     """Somebody who lets time jump: up to a moment of the loop's clock, and until a moment of real time."""
 
     until: float
     deadline: float
     arrived: Callable[[], None]
+    late: Callable[[], None]
 
 
 def _idle(thread: threading.Thread) -> bool:

@@ -109,8 +109,9 @@ class Delivery(Protocol):
         An outcome's `reply` goes to the message's `reply_to` after the copies and before the ack: once, and nothing
         waits for it. That an address is garbage, or nobody's any more, or not one to answer to, is no failure.
 
-        An Ack's `complete` is awaited once, after the copies and before the reply and the ack. What it raises comes
-        out as it is, with nothing acked: the caller settles the delivery with another outcome then.
+        An Ack's `complete` is awaited once, after the copies and before the reply and the ack; also where the delivery
+        is lost by then, and raises DeliveryLost for its ack alone, unless the copies cannot be stored. What it raises
+        comes out as it is, with nothing acked: the caller settles the delivery with another outcome then.
 
         DeliveryLost has `held` where the delivery is held here for so many seconds before the message comes again.
         """

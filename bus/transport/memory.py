@@ -222,8 +222,7 @@ class MemoryConsumer:
         return True
 
     def store(self, stored: Stored, published: Sequence[Outgoing]) -> None:
-        """Store what was published with one delivery, which stays unsettled."""
-        self._require(stored)
+        """Store what was published with one delivery, which stays unsettled, or is lost already."""
         self._transport.carry_out(self._queue, stored, Ack(tuple(published)))
 
     def _require(self, stored: Stored) -> None:

@@ -109,3 +109,33 @@ async def test_c2_a_breaker_stops_its_own_handler_and_no_other_of_the_service(st
         await stage.bus.publish(*(Placed(number=number) for number in range(MANY)))
         await done.reaches(2 * MANY)
         assert len(failed) <= 2 + 2
+
+
+async def test_c2_its_failed_tries_a_pause_and_a_stop_keep_the_order_of_an_ordered_handler(stage: Stage) -> None:
+    tries: Log[int] = Log()
+    done: Log[int] = Log()
+    up = asyncio.Event()
+    service = Service("shop", middleware=[breaker(failures=2, cool_down=0.1)])
+
+    @service.on(Placed, ordered_by="note", retry=fixed(1_000, 0.01))
+    async def work(placed: Placed) -> None:
+        tries.append(placed.number)
+        if not up.is_set():
+            raise ConnectionError("the warehouse is down")
+        done.append(placed.number)
+
+    await stage.declare(service)
+    await stage.bus.publish(*(Placed(number=number, note="one key") for number in range(8)))
+    for _ in range(2):
+        async with stage.hosting(service) as hosted:
+            before = len(tries)
+            await tries.reaches(before + 4)
+            hosted.worker.pause("shop.work")
+            await waits(stage, "shop.work", 8)
+            hosted.worker.resume("shop.work")
+            await tries.reaches(len(tries) + 3)
+    assert set(tries) == {0}  # it cost no other an attempt
+    async with stage.hosting(service):
+        up.set()
+        await done.reaches(8)
+    assert done == list(range(8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -158,6 +159,32 @@ async def test_f4_what_expires_in_its_queue_is_kept_with_what_the_broker_tells(r
     assert (letter.handler, letter.failure.reason, letter.failure.attempts) == ("work", "expired", 0)
     assert "late.work" in letter.failure.error
     assert (letter.message.id, letter.message.body, letter.message.headers["tenant"]) == ("m", b"old", "blue")
+
+
+async def test_f7_a_replay_of_what_named_no_type_and_expired_in_its_queue_is_handled(rabbitmq: Stage) -> None:
+    typed, untyped = Log[int](), Log[str]()
+    service = Service("late")
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None:
+        typed.append(placed.number)
+
+    @service.on("order.*")
+    async def look(message: Message) -> None:
+        untyped.append(message.type)
+
+    await rabbitmq.declare(service)
+    await rabbitmq.raw("order.placed", b'{"number": 1}', expiration=0.05, message_id="m")
+    found = {letter.handler: letter for letter in await rabbitmq.letters("late", 2)}
+    assert [letter.message.type for letter in found.values()] == ["", ""]
+    dead = rabbitmq.transport.dead_letters
+    # the command line knows what the handler subscribes to
+    await dead.replay(replace(found["work"], message=replace(found["work"].message, type="order.placed")))
+    await dead.replay(found["look"])
+    async with rabbitmq.hosting(service):
+        await typed.reaches(1)
+        await untyped.reaches(1)
+    assert (typed, untyped) == ([1], [""])
 
 
 async def test_f4_a_retry_whose_handler_is_gone_is_kept_and_says_so(rabbitmq: Stage, broker: Shared) -> None:

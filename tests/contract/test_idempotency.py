@@ -16,6 +16,7 @@ from bus.store import sqlite
 from bus.transport.rabbitmq.address import addresses
 from bus.transport.rabbitmq.channel import Parcel
 from bus.transport.rabbitmq.link import Link
+from tests.broker.fixtures import Shared
 
 from .doomed import SCHEMA, billing, effects
 from .stage import Log, Placed, Shipped, Stage
@@ -148,6 +149,32 @@ async def test_d6_what_has_no_id_of_its_own_is_run_each_time_and_counted(stage: 
         await worker.stop()
     assert effects(store.path) == [7, 7]
     assert counts == {"without an id": 2}
+
+
+async def test_l2_a_handler_that_wrote_and_lost_its_connection_is_not_run_again_in_its_worker(
+    rabbitmq: Stage, broker: Shared, vhost_name: str, store: SqliteStore
+) -> None:
+    running, go, ids = Log[int](), asyncio.Event(), Log[str]()
+    service = Service("billing", store=store)
+
+    @service.on(Placed, idempotent=True)
+    async def refund(placed: Placed, transaction: SqliteTransaction) -> Shipped:
+        await transaction.execute("INSERT INTO effects VALUES (?)", [placed.number])
+        running.append(placed.number)
+        await go.wait()
+        return Shipped(number=placed.number)
+
+    async with rabbitmq.hosting(collecting(ids)), rabbitmq.hosting(service) as worker:
+        await rabbitmq.bus.publish(Placed(number=1), id="a")
+        await running.reaches(1)
+        await asyncio.to_thread(broker.node.ctl, "close_all_connections", "-p", vhost_name, "maintenance")
+        go.set()
+        # behind it in the queue
+        await rabbitmq.bus.publish(Placed(number=2), id="b")
+        await ids.reaches(2)
+        await worker.stop()
+        assert await rabbitmq.ready("billing.refund") == 0
+    assert (running, effects(store.path), len(ids)) == ([1, 2], [1, 2], 2)
 
 
 async def test_d6_kill_9_between_events_completion_and_ack_doubles_no_effect(

@@ -13,6 +13,9 @@ from pathlib import Path
 import aio_pika
 import pytest
 
+from tests.broker.fixtures import Shared
+from tests.contract.roles import Rights, limited
+
 from .test_cli import environment
 
 
@@ -124,6 +127,19 @@ def test_a_prune_asks_and_scripts_answer(cli: Cli) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("prune: 3 of 3 removed\n")
     assert cli("prune").stdout == "prune: nothing is left over\n"
+
+
+async def test_who_may_not_read_what_others_declared_is_not_told_that_nothing_is_left_over(
+    cli: Cli, broker: Shared, vhost_name: str
+) -> None:
+    cli("apply", VERSION="old")
+    cli("apply")
+    url = await limited(broker.node, vhost_name, f"stall-{vhost_name}", Rights(".*", ".*", "^(kitchen|events|delay)"))
+    done = cli("prune", "--yes", url=url)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("what other versions declared is not known: ACCESS_REFUSED")
+    assert line.endswith("so nothing is removed")
 
 
 def test_messages_are_counted_kept_and_removed_when_that_is_asked_for(cli: Cli, stall: Path, vhost: str) -> None:

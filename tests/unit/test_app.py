@@ -121,6 +121,17 @@ def test_services_are_chosen_by_name(written: Written) -> None:
         declared.chosen("order", "paiment")
 
 
+async def test_a_worker_without_any_handler_says_so_before_anything_is_opened(
+    written: Written, shared: list[Settings]
+) -> None:
+    written.write(hosted__later="from bus import Service\npending, idle = Service('pending'), Service('idle')")
+    declared = app()
+    assert [service.name for service in declared.chosen("pending", "order")] == ["pending", "order"]
+    with pytest.raises(ConfigurationError, match=r"nothing to host: idle, pending .* `@idle\.on\(…\)` .* 'hosted'"):
+        await declared.run("idle", "pending", settings=Settings())
+    assert shared == []
+
+
 async def test_an_app_is_the_worker_of_its_services_until_it_is_told_to_stop(
     written: Written, shared: list[Settings]
 ) -> None:

@@ -179,6 +179,29 @@ def test_a_folder_is_looked_into_without_an_init_file_too(written: Written, tmp_
     assert [service.name for service in discovery.services("plain")] == ["deep", "top"]
 
 
+@pytest.mark.parametrize(
+    ("closed", "package"),
+    [("shut", "shut"), ("shut/deep", "shut"), ("shut/deep/below", "shut"), ("shut", "shut.missing")],
+)
+def test_a_folder_that_may_not_be_listed_is_told_and_what_is_in_it_not_left_out(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str, package: str
+) -> None:
+    written.write(shut__=SERVICE.format("top"), shut__deep__below__a=SERVICE.format("below"))
+    for folder in ("deep", "deep/below"):
+        # one that may not be listed is no package to Python, with an init file or without
+        (tmp_path / "shut" / folder / "__init__.py").unlink()
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder == tmp_path / closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(ConfigurationError, match=f"^services: {tmp_path}/{closed} cannot be read: Permission denied; "):
+        discovery.services(package)
+
+
 EVENTS = """
     from bus import Data, Event
     class Line(Data): ...

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Base64Bytes, BaseModel, Field, PrivateAttr, ValidationError
 
 from bus import ConfigurationError, Data, Event, Events, Undecodable
 from bus.errors import UnknownType, UnknownVersion
@@ -64,6 +64,48 @@ def test_an_event_goes_out_and_comes_back() -> None:
 def test_an_event_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Placed(order_id="1", lines=()).order_id = "2"  # type: ignore[misc]
+
+
+class Booked(Event, type="booked"):
+    room: Annotated[int, Field(gt=0, alias="roomNumber")] = 1
+    guests: tuple[Line, ...] = ()
+    photo: Base64Bytes = b""
+    price: float | None = None
+    anything: Any = None
+    _seen: int = PrivateAttr(default=0)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"room": -5},
+        {"room": "x"},
+        {"room": None},
+        {"guests": ({"sku": 1},)},
+        {"guests": [1]},
+        {"price": float("nan")},
+        {"price": float("inf")},
+        {"photo": b"\xff", "room": 0},
+    ],
+)
+def test_a_copy_that_is_not_valid_is_refused_as_a_new_event_would_be(update: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="validation error"):
+        Booked(roomNumber=7).model_copy(update=update)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_changed_copy_is_an_event_of_its_class_with_the_rest_as_it_was(deep: bool) -> None:
+    booked = Booked(roomNumber=7, photo=b"YWJjZA==", anything=(1, 2))
+    booked._seen = 3
+    copied = booked.model_copy(update={"guests": [{"sku": "tea", "quantity": "2"}], "none": 1}, deep=deep)
+    assert copied.guests == (Line(sku="tea", quantity=2),)
+    assert (copied.room, copied.photo, copied.anything, copied._seen) == (7, b"abcd", (1, 2), 3)
+    assert (type(copied), hasattr(copied, "none"), booked.guests) == (Booked, False, ())
+    assert decode(Booked, encode(copied)).guests == copied.guests
+    assert copied.model_copy(update={"photo": b"\xff", "room": 8}).photo == b"\xff"
+    assert booked.model_copy(deep=deep) == booked
+    with pytest.raises(ValidationError, match="frozen"):
+        copied.room = 2  # type: ignore[misc]
 
 
 def test_unknown_fields_are_ignored() -> None:

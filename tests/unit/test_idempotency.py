@@ -206,6 +206,84 @@ async def test_a_delivery_that_is_lost_before_the_commit_is_run_again_when_it_co
     assert refunds(store) == [1]
 
 
+class Gone(Played):
+    """A delivery that was lost while it ran: all but its ack is carried out, where that is committed too."""
+
+    lost = True
+
+    async def settle(self, outcome: Outcome) -> None:
+        await super().settle(outcome)
+        if isinstance(outcome, Ack) and outcome.complete is not None:
+            await outcome.complete()
+        raise DeliveryLost("gone")
+
+
+@pytest.mark.parametrize("returns", [True, False], ids=["events", "nothing"])
+async def test_l2_a_run_that_wrote_and_lost_its_connection_is_committed_and_only_its_ack_is_left(
+    store: SqliteStore, returns: bool
+) -> None:
+    service, runs = Service("billing", store=store), list[int]()
+
+    @service.on(Placed, idempotent=True)
+    async def refund(placed: Placed, transaction: SqliteTransaction) -> Shipped | None:
+        await transaction.execute("INSERT INTO refunds VALUES (?)", [placed.number])
+        runs.append(placed.number)
+        return Shipped(number=placed.number) if returns else None
+
+    async with store.opened() as opened:
+        run, other = (process(service, store=opened, transaction_type=SqliteTransaction) for _ in range(2))
+        lost = Gone(b'{"number": 1}')
+        assert isinstance(await run(lost), Release)
+        assert refunds(store) == [1]
+        assert len(lost.settled[0].publish) == returns  # type: ignore[union-attr]
+        assert await run(Lossy(b'{"number": 1}', redelivered=1)) == Ack()
+        # a replica that got it meanwhile
+        assert await other(Lossy(b'{"number": 1}', redelivered=1)) == Ack(ran=False)
+    assert (runs, refunds(store)) == ([1], [1])
+
+
+async def test_d6_a_run_that_lost_its_connection_and_is_not_committed_has_failed(store: SqliteStore) -> None:
+    async with store.opened() as opened:
+        run = process(refunding(store), store=opened, transaction_type=SqliteTransaction)
+        with sqlite3.connect(store.path) as connection:
+            connection.execute(
+                "CREATE TRIGGER refuses BEFORE INSERT ON tidegate_completions BEGIN SELECT RAISE(ABORT, 'no room'); END"
+            )
+        lost, again = Gone(b'{"number": 1}'), Lossy(b'{"number": 1}', redelivered=1)
+        assert isinstance(await run(lost), Release)
+        assert isinstance(await run(again), Retry)
+        assert [type(outcome) for outcome in lost.settled] == [Ack, Retry]
+    assert (again.settled, refunds(store)) == (lost.settled[1:], [])
+
+
+async def test_d6_what_has_no_id_is_not_committed_after_its_connection_is_lost_as_it_runs_again(
+    store: SqliteStore,
+) -> None:
+    async with store.opened() as opened:
+        run = process(refunding(store), store=opened, transaction_type=SqliteTransaction)
+        lost = Gone(b'{"number": 1}', id_made_up=True)
+        assert isinstance(await run(lost), Release)
+        assert (lost.settled, refunds(store)) == ([], [])
+        await run(Lossy(b'{"number": 1}', redelivered=1, id_made_up=True))
+    assert refunds(store) == [1]
+
+
+async def test_what_wrote_nothing_publishes_nothing_until_its_message_comes_again(store: SqliteStore) -> None:
+    service = Service("billing", store=store)
+
+    @service.on(Placed, idempotent=True)
+    async def ship(placed: Placed) -> Shipped:
+        return Shipped(number=placed.number)
+
+    async with store.opened() as opened:
+        run = process(service, store=opened, transaction_type=SqliteTransaction)
+        lost, again = Gone(), Lossy(redelivered=1)
+        assert isinstance(await run(lost), Release)
+        assert lost.settled == []
+        assert isinstance(outcome := await run(again), Ack)
+    assert len(outcome.publish) == 1
+
+
 @pytest.mark.parametrize("fails", ["the handler", "the commit"])
 async def test_d6_a_run_that_failed_is_not_repeated_when_its_message_comes_again(
     store: SqliteStore, fails: str

@@ -18,7 +18,7 @@ from .played import Played
 FAILED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def arrived(id: str, key: str | None = "a", **changed: Any) -> Played:
+def arrived(id: str, key: Any = "a", **changed: Any) -> Played:
     """Return a delivery; its key is its correlation id."""
     return Played(id=id, correlation_id=key, **changed)
 
@@ -219,6 +219,30 @@ async def test_a_made_up_id_tells_nothing_about_an_earlier_run() -> None:
     assert ready(made) == []  # but equal keys do not run side by side
     made.end(held)
     assert ready(made) == ["1"]
+
+
+async def test_what_comes_again_without_an_id_goes_on_where_its_bytes_were_and_its_equals_start_anew() -> None:
+    made = lanes()
+    lost = filled(made, *(arrived(str(number), body=b"same", id_made_up=True) for number in range(2)))
+    await finish(made, again(0, 3))
+    lose(*lost)
+    made.sweep()
+    filled(made, *(arrived(f"again {number}", body=b"same", redelivered=1, id_made_up=True) for number in range(2)))
+    assert (await finish(made)).attempt == 3
+    assert (await finish(made)).attempt == 1
+
+
+@pytest.mark.parametrize("other", [{"body": b"another"}, {"type": "order.shipped"}, {"id_made_up": False}])
+async def test_what_is_known_of_a_message_without_an_id_is_not_taken_for_what_carries_something_else(
+    other: dict[str, Any],
+) -> None:
+    made = lanes()
+    (before,) = filled(made, arrived("1", body=b"same", id_made_up=True))
+    await finish(made, again(5, 3))
+    lose(before)
+    made.sweep()
+    filled(made, arrived("1", **({"body": b"same", "id_made_up": True, "redelivered": 1} | other)))
+    assert begun(made).attempt == 1
 
 
 async def test_a_full_window_is_told_once_and_so_is_that_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:

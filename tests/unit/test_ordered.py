@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -33,12 +34,33 @@ class Counted(Event, type="parcel.counted"):
     number: int
 
 
+class Weighed(Event, type="parcel.weighed"):
+    weight: Decimal
+    number: int
+
+
 def moves(*keys: str) -> list[Moved]:
     return [Moved(parcel=key, number=number) for number, key in enumerate(keys)]
 
 
 def numbers(messages: list[Message]) -> list[int]:
     return [int(message.body.split(b'"number":')[1].strip(b" }")) for message in messages]
+
+
+async def test_equal_keys_that_are_spelled_otherwise_run_one_at_a_time() -> None:
+    seen: list[tuple[str, int]] = []
+    service = Service("yard")
+
+    @service.on(Weighed, ordered_by="weight")
+    async def work(weighed: Weighed) -> None:
+        seen.append(("begins", weighed.number))
+        await asyncio.sleep(1)
+        seen.append(("ends", weighed.number))
+
+    async with Tester(service) as bus:
+        await bus.publish(*(Weighed(weight=Decimal(spelled), number=n) for n, spelled in enumerate(("1.5", "1.50"))))
+        await bus.settled()
+    assert seen == [("begins", 0), ("ends", 0), ("begins", 1), ("ends", 1)]
 
 
 async def test_a_retry_waits_in_place_for_as_long_as_its_policy_says() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import replace
+from datetime import UTC, datetime
 
-from bus import Context, Delivery, Handler, Outcome, Process, Release, Service, breaker, fixed
+from bus import Context, Delivery, Handler, Message, Outcome, Process, Release, Service, breaker, fixed
+from bus.message import Outgoing
 from bus.testing import Tester
 
 from .test_ordered import Moved, moves, numbers
@@ -287,3 +289,58 @@ async def test_an_open_breaker_keeps_what_failed_in_its_place() -> None:
         assert numbers(bus.handled(work)) == [0, 1, 2]
         assert bus.dead_letters() == []
     assert seen == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (2, 1)]
+
+
+async def test_a_breaker_gives_all_back_as_it_opens_and_but_seldom_while_its_tries_fail() -> None:
+    tries: list[int] = []
+    times: list[int] = []
+    service = Service("yard", middleware=[breaker(failures=2, within=60, cool_down=5)])
+
+    @service.on(Moved, ordered_by="parcel", retry=fixed(1_000, 1))
+    async def work(moved: Moved, context: Context) -> None:
+        tries.append(moved.number)
+        raise ConnectionError
+
+    def counting(handler: Handler, process: Process) -> Process:
+        async def counted(delivery: Delivery) -> Outcome:
+            times.append(delivery.redelivered)
+            return await process(delivery)
+
+        return counted
+
+    async with Tester(service, middleware=[counting]) as bus:
+        await bus.publish(*moves(*"aaa"))
+        await bus.advance(3)
+        assert len(bus.transport.queues["yard.work"].ready) == 3
+        await bus.advance(1_000)
+        assert set(tries) == {0}
+        assert len(tries) > 150
+        assert times[-1] == 4  # as it opened, and every five minutes
+
+
+async def test_what_fails_without_an_id_is_given_up_by_its_policy_though_a_breaker_gives_it_back() -> None:
+    attempts: list[int] = []
+    service = Service("yard", middleware=[breaker(failures=2, within=60, cool_down=30)])
+
+    @service.on(Moved, ordered_by="parcel", retry=fixed(5, 5))
+    async def work(moved: Moved, context: Context) -> None:
+        if moved.parcel == "poison":
+            attempts.append(context.attempt)
+            raise ConnectionError
+
+    async with Tester(service) as bus:
+        for parcel in ("poison", "a", "b"):
+            message = Message(
+                id=parcel,
+                id_made_up=True,
+                type="parcel.moved",
+                version=None,
+                source="",
+                time=datetime.now(UTC),
+                body=b'{"parcel": "%s"}' % parcel.encode(),
+            )
+            await bus.transport.publish([Outgoing(message)])
+        await bus.advance(3600)
+        assert [letter.failure.reason for letter in bus.dead_letters()] == ["exhausted"]
+        assert len(bus.handled(work)) == 2
+    assert attempts == [1, 2, 3, 4, 5]

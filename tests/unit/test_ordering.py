@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from pydantic import AliasChoices, BeforeValidator, Field, field_validator
+from pydantic import AliasChoices, AwareDatetime, BeforeValidator, Field, field_validator
 
 from bus import ConfigurationError, Event, Message, Queue, Service, exponential, fixed, immediate
 from bus.ordering import keyed
@@ -65,8 +67,10 @@ def message(body: str, type: str = "order.placed", version: int | None = 2, **ch
     )
 
 
-def key(body: str, by: str = "order_id", **changed: Any) -> str | None:
-    known = {"order.placed": Placed, "order.shipped": Shipped} if by == "order_id" else {"order.placed": Placed}
+def key(body: str, by: str = "order_id", **changed: Any) -> Hashable:
+    known: dict[str, type[Event]] = {"order.placed": Placed}
+    if by == "order_id":
+        known["order.shipped"] = Shipped
     return keyed(known, by, 1_000)(message(body, **changed))
 
 
@@ -162,6 +166,41 @@ def test_the_field_is_read_alone_and_yet_as_the_event_has_it(body: str, by: str,
         assert str(getattr(Returned.model_validate_json(body), by)) == expected
 
 
+class Weighed(Event, type="parcel.weighed"):
+    number: int | str | UUID = 0
+    exact: Decimal = Decimal(0)
+    rough: float = 0
+    mixed: bool | int | float = 0
+    at: AwareDatetime | None = None
+    parts: frozenset[int] = frozenset()
+    place: tuple[str, float] | None = None
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("by", "spellings", "another"),
+    [
+        ("number", ("1", '"1"'), '"01"'),
+        ("number", (f'"{ID}"', f'"{ID.lower()}"', f'"urn:uuid:{ID}"'), f'"{ID[:-1]}0"'),
+        ("exact", ("1", "1.0", '"1.00"', "1e0"), "1.5"),
+        ("exact", ("1.5", '"1.50"'), "1"),
+        ("exact", ('"1e999999"', '"10e999998"'), '"1e-999999"'),
+        ("rough", ("0.0", "-0.0", "0"), "0.5"),
+        ("mixed", ("1", "1.0", "true"), "false"),
+        ("at", ('"2026-01-01T00:00:00Z"', '"2026-01-01T01:00:00+01:00"', "1767225600"), '"2026-01-01T00:00:00.1Z"'),
+        ("parts", ("[1, 8, 16]", "[16, 8, 1]", "[8, 1, 16, 1]"), "[1, 8]"),
+        ("place", ('["a", 1]', '["a", 1.0]'), '["b", 1]'),
+        ("anything", ('{"a": [1]}', '{"a":[1]}'), '{"a": [2]}'),
+    ],
+)
+def test_equal_values_are_one_key_however_they_are_spelled(by: str, spellings: tuple[str, ...], another: str) -> None:
+    key_of = keyed({"parcel.weighed": Weighed}, by, 1_000)
+    keys = {key_of(message(f'{{"{by}": {spelling}}}', "parcel.weighed", 1)) for spelling in spellings}
+    assert len(keys) == 1
+    assert None not in keys
+    assert key_of(message(f'{{"{by}": {another}}}', "parcel.weighed", 1)) not in keys | {None}
+
+
 def test_an_older_version_has_the_key_of_what_it_becomes() -> None:
     assert key(f'{{"id": "{ID}"}}', version=1) == ID.lower()
 
@@ -172,7 +211,7 @@ def test_an_older_version_has_the_key_of_what_it_becomes() -> None:
     [
         (f'{{"order_id": "{ID}", "new": true}}', "order_id", ID.lower()),
         ('{"order_id": "of another kind"}', "order_id", None),
-        ('{"colour": "red"}', "colour", str(Colour.RED)),
+        ('{"colour": "red"}', "colour", Colour.RED),
         ('{"at": "home"}', "place", "home"),
         ('{"customer": null}', "customer", None),
         ('{"customer": "c"}', "customer", "c"),

@@ -10,7 +10,7 @@ import pytest
 
 from bus import ConfigurationError, Event, Service, fixed
 from bus.pace import Pace, rate
-from bus.subscriber import Gate, prefetch
+from bus.subscriber import Gate, Turn, prefetch
 from bus.testing import Tester
 
 
@@ -163,7 +163,7 @@ def test_what_waits_is_never_so_much_that_the_broker_takes_it_back() -> None:
 
 async def test_what_begins_at_once_waits_behind_nobody() -> None:
     pace = Pace(rate("5/s"))
-    gate = Gate(asyncio.Semaphore(3), None, pace)
+    gate = Gate(asyncio.Semaphore(3), Turn(), None, pace)
     while pace.free():
         pace.take()
     waiting = asyncio.ensure_future(gate.reserve())

@@ -42,12 +42,30 @@ def suspect(number: int = 0) -> Handed:
     return made
 
 
+def body(number: int) -> bytes:
+    return b'{"number": %d}' % number
+
+
 class Kept(Handed):
     """A delivery that cannot be settled, and does not go back either for as long."""
 
     async def settle(self, outcome: Outcome) -> None:
         await super().settle(outcome)
         raise DeliveryLost("held")
+
+
+class Refused(Handed):
+    """A delivery that is settled as soon as the broker takes what its outcome publishes."""
+
+    def __init__(self, *args: Any, **changed: Any) -> None:
+        super().__init__(*args, **changed)
+        self.suspect = True
+        self.settles, self.taken = asyncio.Event(), asyncio.Event()
+
+    async def settle(self, outcome: Outcome) -> None:
+        self.settles.set()
+        await self.taken.wait()
+        await super().settle(outcome)
 
 
 class Consumer:
@@ -85,11 +103,11 @@ def subscriber(
         source="/test/shop",
         threads=anyio.CapacityLimiter(4),
     )
-    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots, None, pace), Runs()
+    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(slots, turn, None, pace), Runs()
     process = build(handler, runtime, gate, runs, (), logging())
     if handler.ordered_by is not None:
-        return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, turn, 0.1, lambda: None)
-    return Subscriber(handler, gate, process, 8, turn, runs, 0.1, lambda: None)
+        return OrderedSubscriber(handler, gate, process, 4, lambda message: message.id, runs, 0.1, lambda: None)
+    return Subscriber(handler, gate, process, 8, runs, 0.1, lambda: None)
 
 
 @asynccontextmanager
@@ -252,6 +270,85 @@ async def test_a_suspect_that_is_held_after_its_run_lets_its_neighbours_through(
         assert not turn.taken
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_suspect_whose_run_is_over_holds_up_nobody_while_it_is_settled(
+    ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.subscriber.SETTLES_WITHIN", 0.01)
+    a, b, began, turn = Service("a"), Service("b"), list[str](), Turn()
+    options = {"ordered_by": "number"} if ordered else {}
+
+    @a.on(Placed, **options)
+    async def work(placed: Placed) -> None:
+        began.append(f"a {placed.number}")
+
+    @b.on(Placed)
+    async def other(placed: Placed) -> None:
+        began.append("b")
+
+    slots = asyncio.Semaphore(4)
+    async with consuming(a, slots, turn) as first, consuming(b, asyncio.Semaphore(1), turn) as second:
+        held, next_of_its_key = Refused(id="0", redelivered=2), Handed(body(1), id="0")
+        first.given.put_nowait(held)
+        await held.settles.wait()
+        second.given.put_nowait(suspect())
+        await until(lambda: began == ["a 0", "b"])
+        if ordered:
+            first.given.put_nowait(next_of_its_key)
+        else:
+            await until(lambda: first.limits == [8])  # it came alone, and nothing else would
+        neighbour = Handed(body(2), id="2")
+        first.given.put_nowait(neighbour)
+        await until(lambda: neighbour.settled)
+        assert began == ["a 0", "b", "a 2"]
+        held.taken.set()
+        await until(lambda: next_of_its_key.settled if ordered else held.settled)
+    assert slots._value == 4
+    assert not turn.taken
+
+
+@pytest.mark.parametrize("suspected", [False, True])
+async def test_a_suspect_of_an_ordered_handler_waits_for_what_runs_and_not_for_what_is_settled(suspected: bool) -> None:
+    service, turn, began, go = Service("a"), Turn(), list[int](), asyncio.Event()
+
+    @service.on(Placed, ordered_by="number")
+    async def work(placed: Placed) -> None:
+        began.append(placed.number)
+        await (go.wait() if placed.number == 1 else asyncio.sleep(0))
+
+    async with consuming(service, asyncio.Semaphore(4), turn) as consumer:
+        held, runs = Refused(body(0), id="0", redelivered=2), Handed(body(1), id="1")
+        held.suspect = suspected
+        for each in (held, runs):
+            consumer.given.put_nowait(each)
+            await until(lambda: each.message.id in map(str, began))  # noqa: B023
+        await held.settles.wait()
+        alone = Handed(body(2), redelivered=10, id="2")
+        alone.suspect = True
+        consumer.given.put_nowait(alone)
+        await turns()
+        assert began == [0, 1]
+        go.set()
+        await until(lambda: alone.settled)
+        held.taken.set()
+        await until(lambda: held.settled)
+
+
+async def test_a_suspect_that_is_settled_at_once_leaves_the_next_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bus.subscriber.SETTLES_WITHIN", 0.001)
+    service, turn = Service("a"), Turn()
+
+    @service.on(Placed)
+    async def work(placed: Placed) -> None: ...
+
+    async with consuming(service, asyncio.Semaphore(4), turn) as consumer:
+        settled = suspect()
+        consumer.given.put_nowait(settled)
+        await until(lambda: settled.settled)
+        await asyncio.sleep(0.01)
+        assert not consumer.limits
+
+
 async def test_a_suspect_that_is_held_after_the_stop_takes_nothing_more() -> None:
     service, go, began = Service("a"), asyncio.Event(), list[str]()
 
@@ -358,3 +455,34 @@ async def test_what_does_not_begin_after_all_costs_no_pace(ordered: bool, why: s
             turn.give()
             await until(lambda: began)
             assert not pace.free()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_what_a_run_came_to_is_known_for_as_long_as_its_message_waits_here(
+    ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, began, go, loop = Service("a"), list[int](), dict[int, asyncio.Event](), asyncio.get_running_loop()
+    options = {"ordered_by": "number"} if ordered else {}
+
+    @service.on(Placed, **options)
+    async def work(placed: Placed) -> None:
+        began.append(placed.number)
+        await go.setdefault(placed.number, asyncio.Event()).wait()
+
+    async with consuming(service, asyncio.Semaphore(1), Turn()) as consumer:
+        lost, again = Handed(body(0), id="0"), Handed(body(0), id="0", redelivered=1)
+        others = [Handed(body(number), id=str(number)) for number in (1, 2)]
+        consumer.given.put_nowait(lost)
+        await until(lambda: began)
+        for each in (*others, again):
+            consumer.given.put_nowait(each)
+        await until(consumer.given.empty)
+        lost.lost = True
+        go[0].set()
+        await until(lambda: began == [0, 1])
+        monkeypatch.setattr(loop, "time", lambda time=loop.time: time() + 2 * Runs.KEPT)
+        go[1].set()
+        await until(lambda: began == [0, 1, 2])
+        go[2].set()
+        await until(lambda: again.settled)
+    assert began == [0, 1, 2]

@@ -9,7 +9,7 @@ import pytest
 
 from bus import Event, Release, Service, TopologyMismatch
 from bus import subscriber as subscriber_module
-from bus.subscriber import Gate, prefetch
+from bus.subscriber import Gate, Turn, prefetch
 from bus.testing import Tester
 from bus.transport.memory import MemoryTransport
 from bus.worker import Countdown, Worker
@@ -44,7 +44,7 @@ def test_every_handler_has_one_at_least() -> None:
 
 async def test_a_gate_that_is_given_up_on_takes_nothing() -> None:
     service, own = asyncio.Semaphore(1), asyncio.Semaphore(1)
-    gate, other = Gate(service, own), Gate(service, None)
+    gate, other = Gate(service, Turn(), own), Gate(service, Turn())
     await other.reserve()
     waiting = asyncio.ensure_future(gate.reserve())
     await asyncio.sleep(0)

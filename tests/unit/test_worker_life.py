@@ -212,6 +212,21 @@ async def test_a_plain_function_that_outlasts_the_grace_is_told_and_holds_nothin
     assert "slow.work" in caplog.text
 
 
+async def test_a_plain_function_that_raises_a_cancellation_of_its_own_is_not_told_to_run_on(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("slow")
+
+    @service.on(Placed, retry=immediate(1))
+    def work(placed: Placed) -> None:
+        raise asyncio.CancelledError  # as a loop of its own does
+
+    async with stage.hosting(service):
+        await publish(stage, 1)
+        await stage.letters("slow")
+    assert "handler left running" not in caplog.text
+
+
 async def test_a_worker_that_was_stopped_before_it_began_runs_nothing(stage: Stage) -> None:
     service = Service("never")
 

@@ -191,16 +191,16 @@ class RabbitMQTopology:
     async def _survey(
         self, streams: Streams, record: Record, app: str, subscriptions: Sequence[Subscription]
     ) -> Survey:
-        trouble = ""
+        trouble, refused = "", False
         try:
             if not (await record.read()).declared:
                 trouble = f"{self._names.record} is empty: no worker noted what it declared, so only the code is known"
         except AccessRefused as error:
-            trouble = f"what other versions declared is not known: {error}"
+            trouble, refused = f"what other versions declared is not known: {error}", True
         wanted = declarations(self._names, app, subscriptions)
         found = await survey(await streams.link(), self._names, record.fold, app, wanted, str(self._addresses[0]))
         left = [await self._with_letters(streams, part) if part.kind == "letters" else part for part in found.left]
-        return replace(found, left=tuple(left), trouble=trouble)
+        return replace(found, left=tuple(left), trouble=trouble, refused=refused)
 
     async def _with_letters(self, streams: Streams, part: Part) -> Part:
         count = await open_letters(streams, self._names, part.service)

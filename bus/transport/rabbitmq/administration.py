@@ -16,6 +16,7 @@ from ...errors import ConfigurationError
 from .address import Address
 from .channel import LinkLost
 from .link import Link, LinkRefused
+from .names import at_any_address
 from .supervisor import FIRST_PATIENCE, PATIENCE
 
 
@@ -88,20 +89,28 @@ async def _refusal(address: Address, patience: float) -> LinkRefused | None:
 
 
 async def _connect_to(address: Address, patience: float) -> AbstractConnection:
-    context = address.context()
-    try:
-        return await aio_pika.connect(
-            host=address.host,
+    context, password = address.context(), address.secret()
+
+    async def connected(host: str) -> AbstractConnection:
+        url = aio_pika.connection.make_url(
+            host=host,
             port=address.port,
             login=address.login,
-            password=address.secret(),
+            password=password,
             virtualhost=address.vhost,
             ssl=context is not None,
-            ssl_context=context,
-            timeout=patience,
             heartbeat=HEARTBEAT,
-            client_properties={"connection_name": f"{address.name} administration"},
         )
+        connection = aio_pika.Connection(
+            url, ssl_context=context, client_properties={"connection_name": f"{address.name} administration"}
+        )
+        if context is not None:
+            connection.kwargs["server_hostname"] = address.host
+        await connection.connect(timeout=patience)
+        return connection
+
+    try:
+        return await at_any_address(address.host, address.port, connected, within=patience)
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) and task.cancelling():
             raise

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ... import clock
 from ...errors import BusUnavailable, Unroutable
-from ...message import HOPS, MADE_ID, ORIGINAL_PREFIX, Ids, Message
+from ...message import HOPS, MADE_ID, ORIGINAL_PREFIX, ROUTING_KEY, Ids, Message
 from ...outcome import Letter
 from ...packing import base64, edited, pack, unpack
 from . import copies, envelope, records, wire
@@ -73,7 +73,7 @@ class RabbitMQDeadLetters:
 
         def copy(row: Row, entry: Entry, token: str) -> Parcel:
             raw, body = entry.original
-            flags, properties = copies.replay(raw, entry.told, token)
+            flags, properties = copies.replay(raw, _told(letter, entry), token)
             return Parcel(letter.message.id, "", queue, flags, properties, body, mandatory=True)
 
         await self._act(letter, REPLAYED, copy, to or "")
@@ -85,7 +85,7 @@ class RabbitMQDeadLetters:
 
         def copy(row: Row, entry: Entry, token: str) -> Parcel:
             raw, _ = entry.original
-            flags, properties = copies.replay(raw, entry.told, token)
+            flags, properties = copies.replay(raw, _told(letter, entry), token)
             headers = wire.properties(bytes(12) + flags.to_bytes(2, "big") + properties).get("headers", {})
             known = (*envelope.ATTRIBUTES, HOPS, MADE_ID)
             others = {name: value for name, value in headers.items() if name not in known}
@@ -177,6 +177,15 @@ def _letter(fold: Fold, row: Row, entry: Entry) -> Letter:
         closed=not fold.is_open(row),
         history=fold.history(row),
     )
+
+
+def _told(letter: Letter, entry: Entry) -> Mapping[str, Any]:
+    """Return the headers that tell of the letter, and its type in place of the key that it was published with.
+
+    Without either, a worker would take the key of the replay for the type, which is the name of a queue.
+    """
+    keyed = isinstance(entry.headers.get(ROUTING_KEY), str)
+    return entry.told if keyed else {**entry.told, ROUTING_KEY: letter.message.type}
 
 
 def _movable(headers: Mapping[str, str]) -> dict[str, str]:

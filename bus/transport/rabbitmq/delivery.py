@@ -216,7 +216,8 @@ class RabbitMQDelivery:
             raise DeliveryLost(f"{self.message.id}: its queue handed it out again, and takes no ack of the first")
 
     async def _stored(self, outcome: Ack) -> None:
-        self._require_channel()
+        if outcome.complete is None:
+            self._require_channel()
         if published := outcome.publish:
             try:
                 await self._settling.publish(published)

@@ -17,6 +17,7 @@ from ...forks import in_child, let_go
 from . import wire
 from .address import Address
 from .channel import GOODBYE, Channel, ChannelClosed, LinkLost
+from .names import at_any_address
 
 
 FRAME_MAX: Final = 131_072
@@ -81,9 +82,14 @@ class Link(asyncio.Protocol):
             async with asyncio.timeout(timeout):
                 link, context = cls(address), address.context()
                 name = None if context is None else address.host
-                transport, _ = await loop.create_connection(
-                    lambda: link, address.host, address.port, ssl=context, server_hostname=name
-                )
+
+                async def connected(host: str) -> asyncio.Transport:
+                    made = await loop.create_connection(
+                        lambda: link, host, address.port, ssl=context, server_hostname=name
+                    )
+                    return made[0]
+
+                transport = await at_any_address(address.host, address.port, connected, within=timeout)
                 try:
                     await link._opened
                 except BaseException:

@@ -80,10 +80,13 @@ class Entry:
 
 
 def read(entry: Entry, service: str, prefix: str) -> tuple[Message, Failure]:
-    """Return the message as it was, and the record of its failure. Total: whatever is missing has a default."""
+    """Return the message as it was, and the record of its failure. Total: whatever is missing has a default.
+
+    What named no type, and was given up by the broker, has an empty one: its routing key was lost.
+    """
     raw, body = entry.original
     first_key = entry.first_key
-    key = told if isinstance(told := entry.headers.get(ROUTING_KEY), str) else first_key
+    key = told if isinstance(told := entry.headers.get(ROUTING_KEY), str) else ""
     message = envelope.decode(raw, body, key, ours=False).message
     if message.id_made_up:
         made = entry.headers.get(MADE_ID)

@@ -70,8 +70,7 @@ def bury(transport: MemoryTransport) -> Bury:
             handler=handler,
             first_failed_at=at - timedelta(minutes=1),
             last_failed_at=at,
-            worker="host:1",
-            **{"traceback": 'File "/srv/stove.py", line 7, in light\nOSError: no gas'} | told,
+            **{"worker": "host:1", "traceback": 'File "/srv/stove.py", line 7, in light\nOSError: no gas'} | told,
         )
         message = Message(**{"version": 1, "source": "/stall", "time": at} | about)
         transport.dead_letters.add(message, DeadLetter(failure))

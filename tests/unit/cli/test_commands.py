@@ -52,7 +52,9 @@ def test_only_the_first_parameter_is_the_app(run: Run) -> None:
     assert run("advertise", "soup", "--app", "paper", of=stall(advertise)).stdout == "soup in paper\n"
 
 
-@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (7, 7), (True, 0), ("text", 0)])
+@pytest.mark.parametrize(
+    ("returned", "code"), [(None, 0), (0, 0), (7, 7), (255, 255), (256, 1), (-1, 1), (True, 0), ("text", 0)]
+)
 def test_a_whole_number_that_is_returned_is_the_exit_code(run: Run, returned: object, code: int) -> None:
     def plain() -> object:
         return returned
@@ -95,6 +97,25 @@ def test_an_annotation_that_cannot_be_read_is_an_error() -> None:
         command_line(stall(hidden))
 
 
+def test_a_parameter_that_no_command_line_can_give_by_name_is_an_error() -> None:
+    def seat(guest: str, /) -> None: ...
+
+    def resend(*orders: str) -> None: ...
+
+    def season(app: App, **spices: str) -> None: ...
+
+    for command, told in ((seat, "guest"), (resend, r"\*orders"), (season, r"\*\*spices")):
+        with pytest.raises(ConfigurationError, match=rf"command {command.__name__}: {told} .* `orders: list\[str\]`"):
+            command_line(stall(command))
+
+
+def test_a_command_may_take_the_app_by_its_place_alone(run: Run) -> None:
+    def close(app: App, /, at: str) -> None:
+        typer.echo(f"{app.name} closes at {at}")
+
+    assert run("close", "noon", of=stall(close)).stdout == "stall closes at noon\n"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
@@ -105,6 +126,7 @@ def test_an_annotation_that_cannot_be_read_is_an_error() -> None:
         (MessageTooLarge("stall.ordered", 9, 8), 2, None),
         (Unroutable("nobody", {"1": Fate.UNROUTABLE}), 1, "nobody (1 unroutable)\n"),
         (PublishRefused("full", {}), 1, "full\n"),
+        (PublishRefused("no mark", {"": Fate.UNKNOWN}), 1, "no mark\n"),
         (BusUnavailable("nobody answers", {}), 3, "nobody answers\n"),
         (LookupError("no letter"), 1, "no letter\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "cannot write: No space left on device\n"),

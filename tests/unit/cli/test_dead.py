@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bus import App, Letter
+from bus import App, Event, Letter
 from bus.cli import acting
 from bus.transport.memory import MemoryDeadLetters, MemoryTransport
 
@@ -18,6 +18,15 @@ from .conftest import Bury, Run
 
 
 NASTY = "\x1b[2J\r\n[bold]forged[/bold]\x9b"
+
+
+class Paid(Event): ...
+
+
+class Cash(Paid, type="stall.cash"): ...
+
+
+class Card(Paid, type="stall.card"): ...
 
 
 def ids(run: Run, *filters: str) -> list[str]:
@@ -74,6 +83,40 @@ def test_filters_narrow_what_is_listed(run: Run, bury: Bury, filters: list[str],
     bury(age=timedelta(minutes=100), reason="rejected", message={"type": "stall.cooked"})
     bury(age=timedelta(hours=3))
     assert ids(run, *filters) == expected
+
+
+def test_what_the_broker_gave_up_on_has_the_one_type_of_its_handler_or_none_and_no_age(run: Run, bury: Bury) -> None:
+    by_broker = {"message": {"type": ""}, "worker": "", "reason": "broker"}
+    bury(**by_broker)
+    bury("till", "audit", **by_broker)
+    bury("till", "gone", **by_broker)
+    told = json.loads(run("dead", "list", "--json").stdout)
+    assert [letter["type"] for letter in told] == ["stall.ordered", None, None]
+    assert ids(run, "--type", "stall.ordered") == ["0-0"]
+    assert ids(run, "--older-than", "1s") == []
+    assert run("dead", "list").stdout.count("unknown") == 2
+    assert f"{'message type':22} unknown" in run("dead", "show", "0-1").stdout
+
+
+def test_what_has_no_type_goes_to_a_handler_that_needs_none(
+    run: Run, bury: Bury, transport: MemoryTransport, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def either(paid: Paid) -> None: ...
+
+    kitchen = app.services[0]
+    monkeypatch.setattr(kitchen, "handlers", [*kitchen.handlers])
+    kitchen.on(Paid)(either)
+    monkeypatch.setenv("EDITOR", "true")
+    declare(app, transport)
+    for place in ("kitchen", "cook"), ("kitchen", "either"), ("till", "audit"):
+        bury(*place, message={"type": "", "id": place[1]}, worker="", reason="broker")
+    done = run("dead", "replay", "--yes")
+    assert (done.exit_code, done.stdout) == (1, "replay: 2 of 3 done\n")
+    told = "the type of kitchen/0-1 is unknown, as the broker gave up on it by itself, and kitchen.either takes several"
+    assert told in done.stderr
+    assert told in run("dead", "edit", "0-1").stderr
+    sent = [stored.message for queue in transport.queues.values() for stored in queue.ready]
+    assert {message.id: message.type for message in sent} == {"cook": "stall.ordered", "audit": ""}
 
 
 @pytest.mark.parametrize(

@@ -416,7 +416,6 @@ def test_closed_letters_are_listed_until_a_compaction_erases_them(run: Run, bury
         "compact: 1 closed letters of kitchen are erased, 1 open ones are left\n",
     )
     assert ids(run, "--closed") == ["0-1"]
-    assert run("dead", "compact", "bar", "--yes").exit_code == 2
 
 
 def test_an_operator_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

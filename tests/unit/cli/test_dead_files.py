@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import tempfile
@@ -46,6 +47,33 @@ def test_letters_come_from_what_can_be_read_once(run: Run, bury: Bury, tmp_path:
     writer.join()
     assert (done.exit_code, done.stdout) == (0, "import: 2 letters\n")
     assert ids(run) == ["0-0", "0-1"]
+
+
+def test_letters_of_a_service_that_is_gone_from_the_code_come_back_and_are_erased(
+    run: Run, bury: Bury, tmp_path: Path
+) -> None:
+    bury("cellar", "fetch")
+    bury("cellar", "fetch")
+    file = tmp_path / "letters"
+    assert run("dead", "export", str(file), "--service", "cellar").exit_code == 0
+    run("dead", "discard", "--service", "cellar", "--yes")
+    assert run("dead", "import", str(file)).stdout == "import: 2 letters\n"
+    assert ids(run, "--service", "cellar") == ["0-0", "0-1"]
+    run("dead", "discard", "cellar/0-0")
+    done = run("dead", "compact", "cellar", "--yes")
+    assert done.stdout == "compact: 1 closed letters of cellar are erased, 1 open ones are left\n"
+
+
+def test_what_no_service_can_be_called_is_neither_imported_nor_compacted(run: Run, bury: Bury) -> None:
+    bury()
+    good = json.loads(run("dead", "export", "-").stdout)
+    bad = good | {"service": "A b", "failure": good["failure"] | {"service": "A b"}}
+    done = run("dead", "import", "-", input=json.dumps(bad) + "\n")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("line 1: service 'A b': a name has")
+    done = run("dead", "compact", "A b", "--yes")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("service 'A b': a name has")
 
 
 def test_a_disk_that_is_full_takes_no_export_and_keeps_no_part_of_one(run: Run, bury: Bury, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 
 from bus import ConfigurationError
 from bus.cli import isolate
-from bus.cli.isolate import compartments, handlers, own_command
+from bus.cli.isolate import compartments, handlers, own_command, working
 
 from .conftest import Run
 
@@ -62,6 +63,20 @@ def test_what_is_no_partition_is_refused(chosen: list[str], groups: list[str], t
     with pytest.raises(ConfigurationError) as raised:
         compartments(KNOWN, chosen, groups)
     assert told in str(raised.value)
+
+
+def test_what_has_no_handler_gets_no_process_and_is_told_of() -> None:
+    busy = {"orders": {"orders": ["orders.take"]}, "money": {"billing": [], "till": ["till.charge"]}}
+    with structlog.testing.capture_logs() as logs:
+        assert working(busy | {"pending": {"pending": []}}) == busy
+    assert [(line["event"], line["services"]) for line in logs] == [("services without handlers", ["pending"])]
+
+
+def test_where_nothing_has_a_handler_each_process_is_left_to_say_so() -> None:
+    idle: dict[str, dict[str, list[str]]] = {"pending": {"pending": []}}
+    with structlog.testing.capture_logs() as logs:
+        assert working(idle) == idle
+    assert logs == []
 
 
 def test_no_service_takes_the_name_of_the_supervisors_lines() -> None:

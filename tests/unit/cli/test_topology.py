@@ -61,6 +61,7 @@ def test_the_tree_has_counts_what_is_missing_and_what_is_left_over(
         "stock: tidegate 1.0, host:1, 2026-11-24 12:00:00",
         "1 ready, no consumers (declared 2026-11-24 12:00:00 by host:1): it has messages: --with-messages",
         "exchange events: not there yet",
+        "one worker may be several consumers of a queue",
     ):
         assert line in shown, shown
     assert "\x1b" not in shown

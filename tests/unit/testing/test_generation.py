@@ -178,6 +178,47 @@ async def test_clean_up_that_awaits_at_every_level_is_closed_for_good(log: list[
     assert log == []
 
 
+async def test_clean_up_that_awaits_in_what_is_awaited_is_closed_for_good_and_is_no_failure(log: list[str]) -> None:
+    async def opens() -> None:
+        try:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                await asyncio.sleep(1)
+        finally:
+            await asyncio.sleep(1)
+
+    async def work() -> None:
+        try:
+            await opening
+        except Exception as error:
+            log.append(f"failed: {error}")
+
+    opening = opens()
+    assert await abandoned(work(), log) == []
+    assert inspect.getcoroutinestate(opening) == inspect.CORO_CLOSED
+    assert log == []
+
+
+async def test_what_a_task_that_had_not_started_was_to_await_is_closed_too(log: list[str]) -> None:
+    async def runs(given: Coroutine[Any, Any, None]) -> None:
+        await given
+
+    async def work() -> None:
+        task = asyncio.create_task(runs(asyncio.sleep(1)))
+        await asyncio.sleep(30)
+        await task
+
+    with generations():
+        generation = Generation()
+        generation.start(work())
+        await asyncio.sleep(0)
+        generation.abandon()
+        await turns()
+        await generation.dispose(30)
+    gc.collect()  # a coroutine that was never awaited would warn here
+
+
 async def test_tasks_outside_a_generation_are_left_alone(log: list[str]) -> None:
     async def neighbour() -> None:
         await turns()

@@ -81,6 +81,27 @@ async def test_it(bus):
     assert "shop.place gave up (exhausted): ValueError: unlucky" in told, told
 
 
+def test_a_failure_with_a_fixture_of_its_own_shows_what_happened_too(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+from bus.testing import Tester
+
+@pytest.fixture
+async def tester():
+    async with Tester(shop) as tester:
+        yield tester
+
+async def test_it(tester):
+    await tester.publish(Placed(number=13))
+    await tester.settled()
+    assert tester.dead_letters() == []
+""",
+        "auto",
+    )
+    assert "shop.place gave up (exhausted): ValueError: unlucky" in told, told
+
+
 def test_a_mark_that_names_no_service_is_told_in_a_line(tmp_path: Path) -> None:
     told = session(
         tmp_path,
@@ -167,3 +188,22 @@ class TestApart:
     assert "2 failed" in told, told
     assert "bus.publish(…) comes on another event loop than the one that this Tester is open on" in told, told
     assert "bus.settled() comes on another event loop than the one that this Tester is open on" in told, told
+
+
+def test_a_projects_own_bus_that_is_a_mock_is_left_alone(tmp_path: Path) -> None:
+    told = session(
+        tmp_path,
+        """
+from unittest.mock import MagicMock
+from bus.testing import Tester
+
+@pytest.fixture(params=[None, Tester])
+def bus(request):
+    return MagicMock(spec=request.param)
+
+def test_it(bus):
+    assert 1 == 2
+""",
+        "auto",
+    )
+    assert ("assert 1 == 2" in told, "2 failed" in told) == (True, True), told

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from bus import Bus, Context, Event, Reject, RequestFailed, RequestTimeout, Service, Unroutable, connect, fixed
-from bus.testing import Tester
+from bus.testing import NotSettled, Tester
 from bus.testing.faults import Fault
 from bus.testing.simulation import Ran, _run
 
@@ -147,3 +147,22 @@ def test_a_scenario_is_cut_off_after_a_crash_while_a_handler_asked() -> None:
     runs = (crashed(at) for at in range(1, 30))
     ran = next(ran for ran in runs if any("while it ran shop.order" in line for line in ran.story.lines()))
     assert "the scenario waits for what does not come" in str(ran.error)
+
+
+async def test_a_request_gives_up_after_real_seconds_and_says_who_keeps_it_and_why() -> None:
+    service = Service("quotes")
+
+    @service.on(Asked, timeout=2, retry=fixed(1, 1))
+    async def hangs(asked: Asked) -> Quoted:
+        await asyncio.Event().wait()
+        return Quoted(number=1)
+
+    idle = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    async with idle, Tester(service) as bus:
+        with pytest.raises(NotSettled) as raised:
+            await bus.request(Asked(), Quoted, timeout=3600, within=0.1)
+        told = str(raised.value)
+        assert told.startswith("request(Asked) has not come to its end:\n  the clock stands because 1 socket(s)")
+        assert "running: quotes.hangs (" in told
+        with pytest.raises(RequestTimeout):
+            await bus.request(Asked(), Quoted, timeout=0.05, within=5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -370,3 +372,52 @@ def test_a_resource_that_fails_as_a_worker_comes_again_is_tried_again() -> None:
             stories.append(ran.story)
     waited = "prices waits for a resource or its store: ConnectionError: the database starts"
     assert sum(waited in story for story in stories) > 4
+
+
+class Pool:
+    pass
+
+
+def pooled(*, refused: int = 0) -> Tester:
+    """Return a service whose pool opens and closes in a thread, and cannot be opened the second time."""
+    service, opened = Service("prices"), []
+
+    @service.resource
+    async def pool() -> AsyncIterator[Pool]:
+        opened.append(1)
+        await asyncio.to_thread(time.sleep, 0.001 if len(opened) < refused else 0.02)
+        if len(opened) == refused:
+            raise ConnectionError("the database starts")
+        yield Pool()
+        await asyncio.to_thread(time.sleep, 0.001)
+
+    @service.on(Asked)
+    async def tell(asked: Asked, pool: Pool) -> Told:
+        return Told(number=asked.number)
+
+    return Tester(service)
+
+
+def stored(file: Path) -> Tester:
+    service = Service("prices")
+
+    @service.on(Asked, idempotent=True)
+    async def tell(asked: Asked) -> Told:
+        return Told(number=asked.number)
+
+    return Tester(service, resources={Store: SqliteStore(file)})
+
+
+@pytest.mark.parametrize("kind", ["crash", "stop"])
+@pytest.mark.parametrize("what", ["a pool", "a pool that cannot be opened again at once", "a store in a file"])
+def test_time_stands_for_as_long_as_a_thread_closes_or_opens_what_a_worker_has(
+    what: str, kind: Kind, tmp_path: Path
+) -> None:
+    def build() -> Tester:
+        if what == "a store in a file":
+            return stored(tmp_path / f"{time.monotonic_ns()}.db")
+        return pooled(refused=0 if what == "a pool" else 2)
+
+    steps = _run(build, answered, 0, ()).counts["step"]
+    for at in range(1, steps + 1):
+        assert _run(build, answered, 0, [Fault(kind, at, 1)]).error is None, at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
@@ -172,6 +172,29 @@ def test_what_a_scenario_left_is_cancelled_and_takes_the_time_that_it_needs() ->
     told = told_of(prices, leaves_another, seed=7)
     assert told.startswith("seed=7: NotSettled: the scenario left what did not end within 30 s of being cancelled: ")
     assert "swallows; await it in the scenario" in told
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("seconds", "done"), [(20, ["closed"]), (3600, [])])
+def test_a_generator_that_is_left_closes_in_the_time_that_it_needs_and_holds_up_nobody(
+    seconds: float, done: list[str]
+) -> None:
+    ended: list[str] = []
+
+    async def ticks() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(seconds)
+            ended.append("closed")
+
+    async def leaves_a_generator(bus: Tester) -> None:
+        bus.left = ticks()  # type: ignore[attr-defined]
+        await anext(bus.left)  # type: ignore[attr-defined]
+        await one(bus)
+
+    assert _run(prices, leaves_a_generator, 0, ()).error is None
+    assert ended == done
 
 
 def test_a_scenario_that_ends_in_a_cancellation_that_nobody_asked_for_has_failed_with_its_seed() -> None:
@@ -359,6 +382,17 @@ async def unsettled(bus: Tester) -> None:
     assert bus.dead_letters() == []
 
 
+async def unsettled_in_the_end(bus: Tester) -> None:
+    await bus.settled()
+    await unsettled(bus)
+
+
+async def settled_while_it_publishes(bus: Tester) -> None:
+    await asyncio.gather(bus.settled(), one(bus))
+    await bus.publish(Asked(number=2))
+    await bus.advance(1)
+
+
 async def unheard(bus: Tester) -> None:
     await bus.publish(Told(number=1))
     await bus.settled()
@@ -366,6 +400,10 @@ async def unheard(bus: Tester) -> None:
 
 def no_coroutine(bus: Tester) -> None:
     assert bus.services
+
+
+def test_a_scenario_that_waits_after_its_last_publish_need_not_settle() -> None:
+    simulate(failing, settled_while_it_publishes, seeds=range(3))
 
 
 @pytest.mark.parametrize(
@@ -380,6 +418,7 @@ def no_coroutine(bus: Tester) -> None:
         (lambda: simulate(prices, one, seed="x"), "a seed must be a whole number, not 'x'"),  # type: ignore[arg-type]
         (lambda: simulate(prices, nothing), "published nothing"),
         (lambda: simulate(failing, unsettled), "handlers had work to do.*await bus.settled"),
+        (lambda: simulate(failing, unsettled_in_the_end), "handlers had work to do.*after its last publish"),
         (lambda: simulate(prices, unheard), "nothing that was published has a handler"),
         (lambda: simulate(Tester, one), r"Tester\(\) hosts no service"),
     ],

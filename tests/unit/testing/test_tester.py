@@ -84,33 +84,6 @@ async def test_a_base_class_also_stands_for_what_nobody_subscribes_to() -> None:
         assert bus.published(Event) == [Placed(number=1), Paid(number=1), Shipped(number=1)]
 
 
-async def test_of_two_classes_of_a_type_the_one_counts_that_the_handlers_module_has() -> None:
-    type(Changed)("Paid", (Changed,), {"__module__": "elsewhere"}, type="order.paid")
-    async with Tester(shop()) as bus:
-        await bus.publish(Placed(number=1))
-        await bus.settled()
-        assert bus.published(Changed) == [Paid(number=1), Shipped(number=1)]
-
-
-async def test_a_type_of_two_classes_is_never_taken_for_one_of_them() -> None:
-    class Moved(Event):
-        to: str
-
-    def defined(name: str) -> type[Event]:
-        return type(Moved)(name, (Moved,), {"__module__": __name__}, type="order.moved")
-
-    defined("Sent")
-    again = defined("Sent")
-    async with Tester(Service("nobody")) as bus:
-        await bus.publish(again(to="Rome"))
-        (found,) = bus.published(Moved)
-        assert type(found) is again, "of what was defined again, the last"
-        defined("Shifted")
-        with pytest.raises(ConfigurationError, match=r"'order.moved', .* has several classes: .*Sent and .*Shifted"):
-            bus.published(Moved)
-        assert bus.published(again) == [again(to="Rome")]
-
-
 async def test_a_test_gives_its_own_resources() -> None:
     store = Store()
     async with Tester(shop(), resources={Store: store}) as bus:

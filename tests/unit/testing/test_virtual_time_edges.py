@@ -301,3 +301,18 @@ async def test_what_is_due_when_time_has_passed_comes_to_its_end_before_anything
         await bus.publish(Later(), delay=10.01)
         await bus.advance(10)
         assert seen == ["at 10 s"]
+
+
+@pytest.mark.timeout(30)
+async def test_what_does_not_settle_is_given_up_though_a_test_stops_the_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service("edge")
+
+    @service.on(Asked)
+    async def hangs(asked: Asked) -> None:
+        await asyncio.Event().wait()
+
+    async with await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0), Tester(service) as bus:
+        await bus.publish(Asked())
+        with monkeypatch.context() as stopped, pytest.raises(NotSettled, match=r"running: edge\.hangs"):
+            stopped.setattr(time, "monotonic", lambda: 1.0)  # as freezegun does
+            await bus.settled(within=0.1)

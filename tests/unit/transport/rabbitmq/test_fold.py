@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bus import Failure, Message
+from bus.message import ROUTING_KEY
 from bus.transport.rabbitmq import copies, envelope, records, wire
 from bus.transport.rabbitmq.channel import Received
 from bus.transport.rabbitmq.fold import CLAIM, DISCARDED, RELEASED, REPLAYED, SEALED, TURN, Fold, Noted
@@ -176,3 +177,23 @@ def test_a_forged_record_is_not_believed_where_the_broker_gave_up() -> None:
     forged = letter(0, added={records.FIRST_DEATH: QUEUE, "x-first-death-reason": "expired"})
     _, failure = records.read(forged, "shop", "")
     assert (failure.reason, failure.error_type, failure.worker, failure.handler) == ("expired", "", "", "reserve")
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, ""),
+        ({"cloudEvents_type": "order.placed"}, "order.placed"),
+        ({ROUTING_KEY: "order.moved"}, "order.moved"),
+    ],
+)
+@pytest.mark.parametrize("direct", [False, True], ids=["as it came", "carried"])
+def test_no_queue_is_taken_for_the_type_of_what_the_broker_gave_up_on(
+    headers: dict[str, Any], expected: str, direct: bool
+) -> None:
+    died = {records.FIRST_DEATH: QUEUE, "x-first-death-reason": "expired"}
+    message, failure = records.read(
+        entry(0, headers | ({records.ENTRY_KEY: QUEUE} if direct else died), direct=direct), "shop", ""
+    )
+    assert message.type == expected
+    assert failure.handler == "reserve"

@@ -76,9 +76,10 @@ async def ordered(service: Service, stored: list[Parcel]) -> AsyncIterator[Inbox
     unused: Any = None
     place = Subscription(service="shop", handler="work", patterns=("order.placed",), ordered=True)
     settling = Settling(place, Names(), unused, store, store, unused, unused, unused, unused, doubts)
-    handler, gate = replace(service.handlers[0], flow=Flow()), Gate(asyncio.Semaphore(8))
-    process = build(handler, runtime, gate, Runs(), (), logging())
-    made = OrderedSubscriber(handler, gate, process, 4, lambda _: "k", Turn(), 0.1, lambda: None)
+    handler, gate = replace(service.handlers[0], flow=Flow()), Gate(asyncio.Semaphore(8), Turn())
+    runs = Runs()
+    process = build(handler, runtime, gate, runs, (), logging())
+    made = OrderedSubscriber(handler, gate, process, 4, lambda _: "k", runs, 0.1, lambda: None)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(made.run(RabbitMQConsumer(inbox, [], settling, doubts), stop))

@@ -10,9 +10,10 @@ from typing import Any, cast
 import pytest
 from pamqp import commands
 
-from bus import Fate
-from bus.errors import DeliveryLost
-from bus.outcome import DeadLetter, Failure
+from bus import Fate, Message
+from bus.errors import BusUnavailable, DeliveryLost
+from bus.message import Outgoing
+from bus.outcome import Ack, DeadLetter, Failure
 from bus.transport import Subscription
 from bus.transport.rabbitmq import copies, delivery, wire
 from bus.transport.rabbitmq.channel import Parcel, Received
@@ -38,6 +39,8 @@ REJECTED = DeadLetter(
     )
 )
 
+SHIPPED = Outgoing(Message(id="2", type="order.shipped", version=1, source="/", time=AT, body=b"{}"))
+
 
 class Channel:
     """Notes what becomes of a delivery."""
@@ -62,14 +65,16 @@ async def too_large(parcels: Sequence[Parcel]) -> None:
     raise TooLarge(11, 10, {parcel.id: Fate.REFUSED for parcel in parcels})
 
 
-def delivered(channel: Channel, headers: dict[str, Any], subscription: dict[str, Any]) -> RabbitMQDelivery:
+def delivered(
+    channel: Channel, headers: dict[str, Any], subscription: dict[str, Any], publish: Any = None
+) -> RabbitMQDelivery:
     flags, encoded = copies.encode({"message_id": "1", **headers})
     method = commands.Basic.Deliver("1", 7, False, "events", "order.placed")
     raw = wire.U32.pack(method.index) + method.marshal()
     received = Received(cast("Any", channel), raw, bytes(12) + flags.to_bytes(2, "big") + encoded, b"x" * 11)
     place = Subscription(service="stock", handler="work", **{"patterns": ("order.placed",), **subscription})
     unused: Any = None
-    settling = Settling(place, Names(), unused, too_large, too_large, unused, unused, unused, unused, Doubts())
+    settling = Settling(place, Names(), publish, too_large, too_large, unused, unused, unused, unused, Doubts())
     return RabbitMQDelivery(received, settling)
 
 
@@ -106,3 +111,32 @@ async def test_f4_what_the_broker_cannot_dead_letter_is_held_and_takes_nothing_a
         assert await channel.done.get() == end
     assert channel.done.empty()
     assert "raise the broker's max_message_size" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("away", "expected"), [(False, ["stored", "completed"]), (True, [])], ids=["the broker is there", "it is away"]
+)
+async def test_l2_what_is_to_be_completed_is_so_behind_its_events_though_its_channel_is_gone(
+    away: bool, expected: list[str]
+) -> None:
+    channel, happened = Channel(), list[str]()
+    channel.error = ConnectionError("gone")
+
+    async def publish(published: Sequence[Outgoing]) -> None:
+        if away:
+            raise BusUnavailable("no connection", {})
+        happened.append("stored")
+
+    async def complete() -> None:
+        happened.append("completed")
+
+    with pytest.raises(DeliveryLost, match="its channel is gone"):
+        await delivered(channel, {}, {}, publish).settle(Ack((SHIPPED,), complete=complete))
+    assert happened == expected
+
+
+async def test_what_is_only_to_be_published_is_not_once_its_channel_is_gone() -> None:
+    channel = Channel()
+    channel.error = ConnectionError("gone")
+    with pytest.raises(DeliveryLost, match="its channel is gone"):
+        await delivered(channel, {}, {}).settle(Ack((SHIPPED,)))

@@ -86,9 +86,9 @@ async def handing(unsettled: int) -> AsyncIterator[Handing]:
     consumer = RabbitMQConsumer(inbox, [], settling, doubts)
     resources, threads = Resources(service.resources, {}), anyio.CapacityLimiter(4)
     runtime = Runtime(Settings(), named([service]), resources, "/test/shop", threads)
-    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(asyncio.Semaphore(8)), Runs()
+    handler, gate, runs = replace(service.handlers[0], flow=Flow()), Gate(asyncio.Semaphore(8), Turn()), Runs()
     process = build(handler, runtime, gate, runs, (), logging())
-    subscriber = Subscriber(handler, gate, process, unsettled, Turn(), runs, 0.1, lambda: None)
+    subscriber = Subscriber(handler, gate, process, unsettled, runs, 0.1, lambda: None)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(subscriber.run(consumer, stop))
