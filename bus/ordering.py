@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from datetime import timedelta
+from datetime import date, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -25,6 +26,8 @@ ATTRIBUTES: Final = ("key", "subject", "correlation_id", "causation_id", "type",
 
 WHOLE: Final = 10**30
 """Up to where a number of another kind is looked at for whether it is whole: `Decimal("1E+999999")` has long digits."""
+SPELLED: Final = (float, Decimal, date, time, timedelta, frozenset)
+"""Kinds whose equal values may have several texts; a datetime is a date too."""
 
 KeyOf: TypeAlias = Callable[[Message], Hashable]
 """Returns the key of a message; None means that it has none, and no order."""
@@ -120,17 +123,16 @@ class _Field:
 def _key(value: object) -> Hashable:
     """Return the key that a value is. Equal values are one key, however they are spelled.
 
-    So are a whole number, or a UUID, and its text: what events of several services are ordered by may be either.
+    So are a whole number, or a UUID, and its text, and the members of two enums with one value: what events of several
+    services are ordered by may be either.
     """
     kind = type(value)
     if kind is str or value is None:
         return value
     if kind is int or kind is UUID:
         return str(value)
+    if isinstance(value, Enum):
+        return _key(value.value)
     if isinstance(value, int | float | Decimal) and -WHOLE < value < WHOLE and value == int(value):
         return str(int(value))
-    try:
-        hash(value)
-    except TypeError:
-        return str(value)
-    return value
+    return value if isinstance(value, SPELLED) else str(value)
