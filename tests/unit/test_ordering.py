@@ -212,7 +212,9 @@ class Painted(Event, type="wall.painted"):
 def test_one_value_of_two_enums_is_one_key() -> None:
     key_of = keyed({"order.placed": Placed, "wall.painted": Painted}, "colour", 1_000)
     placed = f'{{"order_id": "{ID}", "colour": "red"}}'
-    assert key_of(message(placed, "order.placed", 2)) == key_of(message('{"colour": "red"}', "wall.painted", 1)) == "red"
+    assert (
+        key_of(message(placed, "order.placed", 2)) == key_of(message('{"colour": "red"}', "wall.painted", 1)) == "red"
+    )
 
 
 def test_an_older_version_has_the_key_of_what_it_becomes() -> None:
