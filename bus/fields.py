@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, Json, PlainSerializer, Secret, SecretBytes, SecretStr, SerializeAsAny, WrapSerializer
+from pydantic_core import from_json
 
 from .errors import ConfigurationError
 
@@ -38,31 +39,28 @@ def check_held(data: BaseModel) -> None:
     cls = type(data)
     if cls in _EXACT:
         return
-    if any(model.__subclasses__() for model in _nested(cls)):
-        _check_each(data)
-    else:
+    if not any(model.__subclasses__() for model in _nested(cls)):
         _EXACT.add(cls)
+    elif lost := next(_lost(_sent(data), _sent(data, serialize_as_any=True)), None):
+        raise ConfigurationError(
+            f"{cls.__name__}{lost} would not be sent: what has it is of a class with more fields than its field is "
+            "declared with; declare that class too, the larger one first, as in `Sub | Base`, or give it a Base"
+        )
 
 
-def _check_each(data: BaseModel) -> None:
-    for name, declared in _declared(type(data)).items():
-        for value in _models_in(getattr(data, name)):
-            if type(value) not in declared and (lost := _lost(type(value), declared)):
-                raise ConfigurationError(f"{type(data).__name__}.{name}: {lost}")
-            if isinstance(value, BaseModel):
-                _check_each(value)
+def _sent(data: BaseModel, **how: Any) -> Any:
+    return from_json(data.__pydantic_serializer__.to_json(data, by_alias=True, warnings="none", **how))
 
 
-def _lost(kind: type, declared: tuple[type, ...]) -> str:
-    bases = [base for base in declared if issubclass(kind, base)]
-    lost = [field for field in _fields(kind) if not all(field in _fields(base) for base in bases)]
-    if not bases or not lost:
-        return ""
-    name, base = kind.__name__, bases[0].__name__
-    return (
-        f"it is declared to hold a {base}, and holds a {name}, whose {', '.join(lost)} would not be sent: declare "
-        f"{name} | {base}, or give it a {base}"
-    )
+def _lost(sent: Any, whole: Any, place: str = "") -> Iterator[str]:
+    """Return the places of what the whole has, and what is sent has not."""
+    if isinstance(sent, dict) and isinstance(whole, dict):
+        yield from (f"{place}.{name}" for name in whole if name not in sent)
+        for name in sent.keys() & whole.keys():
+            yield from _lost(sent[name], whole[name], f"{place}.{name}")
+    elif isinstance(sent, list) and isinstance(whole, list):
+        for number, (one, other) in enumerate(zip(sent, whole, strict=False)):
+            yield from _lost(one, other, f"{place}[{number}]")
 
 
 @lru_cache(maxsize=1024)
@@ -71,21 +69,12 @@ def _nested(cls: type[BaseModel]) -> tuple[type, ...]:
     found: dict[type, None] = {}
     waiting: list[type[BaseModel]] = [cls]
     while waiting:
-        fresh = [each for declared in _declared(waiting.pop()).values() for each in declared if each not in found]
+        held = waiting.pop()
+        parts = [part for name in held.__pydantic_fields__ for part in _parts_of(held, name)]
+        fresh = [part for part in parts if _is_model(part) and part not in found]
         found |= dict.fromkeys(fresh)
         waiting += [each for each in fresh if issubclass(each, BaseModel)]
     return tuple(found)
-
-
-@lru_cache(maxsize=1024)
-def _declared(cls: type[BaseModel]) -> dict[str, tuple[type, ...]]:
-    """Return the models and dataclasses that each field is declared to hold; a serializer sends what it likes."""
-    models = {
-        name: tuple(part for part in _parts_of(cls, name) if _is_model(part))
-        for name in cls.__pydantic_fields__
-        if not _has_serializer(cls, name)
-    }
-    return {name: found for name, found in models.items() if found}
 
 
 def _parts_of(cls: type[BaseModel], name: str) -> list[Any]:
@@ -131,18 +120,3 @@ def _frozen(cls: type) -> bool:
 
 def _is_model(part: Any) -> bool:
     return isinstance(part, type) and (issubclass(part, BaseModel) or is_dataclass(part))
-
-
-def _fields(cls: Any) -> Collection[str]:
-    fields: Mapping[str, Any] = cls.__pydantic_fields__ if issubclass(cls, BaseModel) else cls.__dataclass_fields__
-    return fields
-
-
-def _models_in(value: Any) -> Iterator[Any]:
-    if _is_model(type(value)):
-        yield value
-    elif isinstance(value, Collection) and not isinstance(value, str | bytes):
-        for each in value:
-            yield from _models_in(each)
-        if isinstance(value, Mapping):
-            yield from _models_in(tuple(value.values()))

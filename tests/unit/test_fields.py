@@ -75,6 +75,20 @@ class Same(Base):
     """One that has no more than its base."""
 
 
+class Twin(Sub):
+    """One that has no more than a base that has a base."""
+
+
+class Shape(Data):
+    @model_serializer(mode="plain")
+    def whole(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+class Circle(Shape):
+    radius: int
+
+
 class Outer(Data):
     inner: Base
 
@@ -101,9 +115,7 @@ class Dot(Point):
     ],
 )
 def test_a_value_with_more_fields_than_it_is_declared_with_is_not_published(annotation: Any, item: Any) -> None:
-    told = (
-        r"^Built\.item: it is declared to hold a Base, and holds a Sub, whose b would not be sent: declare Sub \| Base"
-    )
+    told = r"^Built\.item(\[[01]\]|\.one)?\.b would not be sent: .* declare that class too"
     event = event_with(annotation)(item=item)
     with pytest.raises(ConfigurationError, match=told):
         encode(event)
@@ -112,9 +124,9 @@ def test_a_value_with_more_fields_than_it_is_declared_with_is_not_published(anno
 
 
 def test_the_same_deep_inside_and_of_a_dataclass() -> None:
-    with pytest.raises(ConfigurationError, match=r"^Outer\.inner: .* holds a Sub"):
+    with pytest.raises(ConfigurationError, match=r"^Built\.item\[0\]\.inner\.b would not be sent"):
         encode(event_with(tuple[Outer, ...])(item=(Outer(inner=Sub(b=2)),)))
-    with pytest.raises(ConfigurationError, match=r"^Built\.item: .* a Point, and holds a Dot, whose size"):
+    with pytest.raises(ConfigurationError, match=r"^Built\.item\.size would not be sent"):
         encode(event_with(Point)(item=Dot()))
 
 
@@ -127,6 +139,8 @@ def test_the_same_deep_inside_and_of_a_dataclass() -> None:
         (SerializeAsAny[Base], Sub(a=1, b=2), {"a": 1, "b": 2}),
         (Any, Sub(a=1, b=2), {"a": 1, "b": 2}),
         (Base | str, "text", "text"),
+        (Sub | Base, Twin(a=1, b=2), {"a": 1, "b": 2}),
+        (Shape, Circle(radius=4), {"radius": 4}),
     ],
 )
 def test_what_is_sent_as_it_is_held_is_published(annotation: Any, item: Any, sent: Any) -> None:
@@ -143,13 +157,13 @@ def test_a_class_that_is_built_later_is_looked_at_too() -> None:
     class Late(Early):
         b: int = 1
 
-    with pytest.raises(ConfigurationError, match="holds a Late, whose b would not be sent"):
+    with pytest.raises(ConfigurationError, match=r"^Built\.item\.b would not be sent"):
         encode(holder(item=Late()))
 
 
 def test_a_type_that_holds_itself_is_looked_at_once() -> None:
     assert encode(Tree(trees=(Tree(), Tree()))) == b'{"trees":[{"trees":[]},{"trees":[]}]}'
-    with pytest.raises(ConfigurationError, match=r"^Tree\.trees: .* holds a Oak, whose age"):
+    with pytest.raises(ConfigurationError, match=r"^Tree\.trees\[0\]\.trees\[0\]\.age would not be sent"):
         encode(Tree(trees=(Tree(trees=(Oak(),)),)))
 
 
