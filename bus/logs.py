@@ -18,6 +18,8 @@ from .forks import in_child
 NAME: Final = "tidegate"
 NOISY: Final = ("aio_pika", "aiormq", "asyncio")
 """Libraries of which a program hears warnings alone, as they tell of each frame or of nothing."""
+TOLD: Final = "aiormq.connection"
+"""What it has to say is told by whoever connects; and one address of a host may be wrong where the next is right."""
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -72,6 +74,7 @@ def configure(level: str, format: str, stream: TextIO | None = sys.stderr, *, pr
         logging.root.setLevel(level.upper())
         for library in NOISY:
             logging.getLogger(library).setLevel(logging.WARNING)
+        logging.getLogger(TOLD).setLevel(logging.CRITICAL)
 
 
 class Lines:

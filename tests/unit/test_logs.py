@@ -59,7 +59,7 @@ def test_the_library_writes_to_its_hosts_logging_and_configures_nothing(caplog: 
 
 @pytest.fixture
 def _levels() -> Iterator[None]:
-    loggers = [logging.root, *map(logging.getLogger, logs.NOISY)]
+    loggers = [logging.root, *map(logging.getLogger, (*logs.NOISY, logs.TOLD))]
     before = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, before, strict=True):
@@ -87,12 +87,21 @@ def test_the_level_is_that_of_what_handlers_log_too(
     monkeypatch.setattr(logging.root, "handlers", [])
     stream = Terminal()
     logs.configure(level, "json", stream)
-    for name in ("shop.payment", "aiormq.connection", "aio_pika", "asyncio"):
+    for name in ("shop.payment", "aiormq.channel", "aio_pika", "asyncio"):
         for each in (logging.DEBUG, logging.INFO, logging.WARNING):
             logging.getLogger(name).log(each, "charged")
     lines = [json.loads(line) for line in stream.written.splitlines()]
     assert [line["level"] for line in lines if line["logger"] == "shop.payment"] == told
     assert [line["level"] for line in lines if line["logger"] != "shop.payment"] == ["warning"] * 3
+
+
+@pytest.mark.usefixtures("_levels")
+def test_an_address_that_is_not_there_is_no_error_where_the_next_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    stream = Terminal()
+    logs.configure("info", "json", stream)
+    logging.getLogger("aiormq.connection").error("error when creating transport: %r", "::1")
+    assert stream.written == ""
 
 
 def test_what_the_host_makes_of_its_logging_stays(monkeypatch: pytest.MonkeyPatch) -> None:
