@@ -52,6 +52,9 @@ async def administration(addresses: Sequence[Address]) -> AsyncIterator[Abstract
                 await connection.close()
         except (TimeoutError, AMQPError, RuntimeError, OSError, EOFError):
             pass  # the peer is gone
+        finally:
+            # what was cut off is done now: its `__del__` would do it, perhaps where no event loop runs any more
+            await connection.close()
         if (task := asyncio.current_task()) and task.cancelling():
             # aiormq swallows a cancellation that comes while it closes a channel or a connection
             raise asyncio.CancelledError
@@ -106,7 +109,12 @@ async def _connect_to(address: Address, patience: float) -> AbstractConnection:
         )
         if context is not None:
             connection.kwargs["server_hostname"] = address.host
-        await connection.connect(timeout=patience)
+        try:
+            await connection.connect(timeout=patience)
+        except BaseException:
+            # or its `__del__` does, perhaps where no event loop runs any more
+            await connection.close()
+            raise
         return connection
 
     try:
