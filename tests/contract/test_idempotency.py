@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -185,10 +186,17 @@ async def test_d6_kill_9_between_events_completion_and_ack_doubles_no_effect(
     async def worker(point: str) -> asyncio.subprocess.Process:
         environment = os.environ | {"BUS_URL": rabbitmq.settings.url, "BUS_LOG_LEVEL": "error"}
         command = (sys.executable, "-m", "tests.contract.doomed", str(path), point)
-        return await asyncio.create_subprocess_exec(*command, env=environment)
+        process = await asyncio.create_subprocess_exec(*command, env=environment)
+        started.push_async_callback(ended, process)
+        return process
+
+    async def ended(process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
     await rabbitmq.declare(billing(store))
-    async with rabbitmq.hosting(collecting(ids)), asyncio.timeout(100):
+    async with AsyncExitStack() as started, rabbitmq.hosting(collecting(ids)), asyncio.timeout(100):
         await rabbitmq.bus.publish(Placed(number=1), id="a")
         # killed with its events stored and nothing committed: it runs again, with the same ids
         assert await (await worker("before")).wait() == -signal.SIGKILL
