@@ -15,6 +15,7 @@ from bus import worker as worker_module
 from bus.hosting import Host
 from bus.opening import Opened
 from bus.resources import where
+from bus.testing.virtual_time import VirtualTime
 from bus.worker import PAUSED
 from tests.contract.stage import Hosted, Log, Stage, staged
 
@@ -281,6 +282,31 @@ async def test_a_resource_that_never_closes_is_named_and_holds_no_stop_up(
         await hosted.stop()
     (told,) = [text for text in caplog.messages if "event=resource does not close" in text]
     assert f"service=sick told=Pool, which {where(pool)} opened, does not close" in told
+
+
+async def test_a_resource_closes_within_what_its_handlers_have_left_of_the_grace(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, began = Service("sick"), Log[int]()
+
+    @service.resource
+    async def pool() -> AsyncIterator[Pool]:
+        yield Pool()
+        await asyncio.Event().wait()
+
+    @service.on(Placed)
+    async def work(placed: Placed, pool: Pool) -> None:
+        began.append(1)
+        await asyncio.sleep(4)
+
+    time = VirtualTime(lambda: True)
+    with time.installed(), time.jumping():
+        async with stage.hosting(service, grace=6) as hosted:
+            await stage.bus.publish(Placed())
+            await began.reaches(1)
+            await hosted.stop()
+    (told,) = [text for text in caplog.messages if "event=resource does not close" in text]
+    assert told.endswith("after=2.0")
 
 
 async def test_a_resource_that_never_closes_after_one_that_cannot_be_opened_is_named(
